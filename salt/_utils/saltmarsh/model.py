@@ -1,0 +1,117 @@
+"""
+The words of the project as types: node, state, operation, owner.
+
+Values only: nothing here talks to anything.
+"""
+
+import enum
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ClusterShell.NodeSet import NodeSet
+
+
+class State(enum.StrEnum):
+    """State of a node in the ledger (DESIGN: states of a node)."""
+
+    FREE = "free"
+    CLAIMED = "claimed"
+    CREATING = "creating"
+    BOOTING = "booting"
+    READY = "ready"
+    DRAINING = "draining"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    RESUMING = "resuming"
+    DESTROYING = "destroying"
+    FAILED = "failed"
+
+
+TRANSITIONS = {
+    State.FREE: {State.CLAIMED},
+    State.CLAIMED: {State.CREATING, State.DESTROYING, State.FAILED},
+    State.CREATING: {State.BOOTING, State.DESTROYING, State.FAILED},
+    State.BOOTING: {State.READY, State.DESTROYING, State.FAILED},
+    State.READY: {State.DRAINING, State.SUSPENDING, State.DESTROYING, State.FAILED},
+    State.DRAINING: {State.READY, State.DESTROYING, State.FAILED},
+    State.SUSPENDING: {State.SUSPENDED, State.READY, State.FAILED},
+    State.SUSPENDED: {State.RESUMING, State.DESTROYING, State.FAILED},
+    State.RESUMING: {State.READY, State.SUSPENDED, State.FAILED},
+    State.DESTROYING: {State.FREE, State.FAILED},
+    State.FAILED: {State.DESTROYING, State.READY, State.BOOTING},
+}
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that carries out an operation; the triple is never reused on one machine."""
+
+    pid: int
+    started: int  # clock ticks after boot, field 22 of /proc/<pid>/stat (proc_pid_stat(5))
+    boot_id: str  # /proc/sys/kernel/random/boot_id (random(4))
+
+    @classmethod
+    def current(cls):
+        """The calling process."""
+        pid = os.getpid()
+        return cls(pid, _start_ticks(pid), _boot_id())
+
+    def is_alive(self):
+        """True while exactly this process runs (a reused pid is told apart by its start time)."""
+        if self.boot_id != _boot_id():
+            return False
+        try:
+            return _start_ticks(self.pid) == self.started
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is not free: one row of the ledger."""
+
+    name: str
+    pool: str
+    address: str
+    state: State
+    since: float  # seconds since the epoch
+    host: str | None = None
+    reason: str = ""
+    operation: int | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A grow, a shrink, ...: who does what to which nodes, and how it ended."""
+
+    id: int
+    verb: str
+    pool: str
+    nodes: NodeSet
+    owner: Owner
+    started: float  # seconds since the epoch
+    finished: float | None = None
+    outcome: str | None = None  # "done", or one line saying why not
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One row of a node's history."""
+
+    name: str
+    at: float  # seconds since the epoch
+    before: State
+    after: State
+    host: str | None
+    reason: str
+    operation: int | None
+
+
+def _start_ticks(pid):
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _boot_id():
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
