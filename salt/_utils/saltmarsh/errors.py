@@ -45,3 +45,7 @@ class SlurmError(SaltmarshError):
 
 class OperationFailed(SaltmarshError):
     """An operation ended without what it was asked for; what it had made is undone."""
+
+
+class LedgerError(SaltmarshError):
+    """The ledger's database can't be used; the message names the file and the remedy."""
