@@ -1,0 +1,85 @@
+"""The hands an administrator has on a new site: install keys, start the first salt-master, ask for highstates."""
+
+import base64
+import json
+import secrets
+import subprocess
+
+from labtools import container
+from labtools.settings import CTL, LOG, MACHINES
+from labtools.steps import StepFailed
+
+SITE_PILLAR = "/srv/pillar-site"
+CALL = ("salt-call", "--retcode-passthrough", "--state-output=changes", "--log-level=warning")
+
+
+def bootstrap_master():
+    """Put the master's own minion and the site's secrets in place, then apply the state that runs a master."""
+    site = CTL.root / SITE_PILLAR.lstrip("/")
+    site.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret = site / "secret.sls"
+    if not secret.exists():
+        key = base64.b64encode(secrets.token_bytes(1024)).decode()
+        secret.touch(mode=0o600)
+        secret.write_text(json.dumps({"munge": {"key": key}}))
+        _call(CTL, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/id_ed25519")
+        public = (CTL.root / "root/.ssh/id_ed25519.pub").read_text().strip()
+        (site / "access.sls").write_text(json.dumps({"ssh": {"authorized_keys": [public]}}))
+    _minion_configuration()
+    _call(CTL, *CALL, "--local", "--file-root=/srv/saltmarsh/salt", "--pillar-root=/srv/saltmarsh/pillar",
+          "state.apply", "salt.master", log="ctl-master")  # fmt: skip
+
+
+def accept_minions():
+    """Make the machines' minion keys on the master, accept them there, and hand each machine its own and the master's."""
+    for machine in MACHINES.values():
+        if (machine.root / "etc/salt/pki/minion/minion.pem").exists():
+            continue
+        _call(CTL, "salt-key", "--quiet", f"--gen-keys={machine.name}", "--gen-keys-dir=/root/new-keys")
+        new = CTL.root / "root/new-keys"
+        pki = machine.root / "etc/salt/pki/minion"
+        pki.mkdir(mode=0o700, parents=True, exist_ok=True)
+        public = (new / f"{machine.name}.pub").read_text()
+        (CTL.root / "etc/salt/pki/master/minions" / machine.name).write_text(public)
+        (pki / "minion.pub").write_text(public)
+        (pki / "minion_master.pub").write_text((CTL.root / "etc/salt/pki/master/master.pub").read_text())
+        private = pki / "minion.pem"
+        private.touch(mode=0o400)
+        private.write_bytes((new / f"{machine.name}.pem").read_bytes())
+        (new / f"{machine.name}.pem").unlink()
+
+
+def start_minion(machine):
+    """Apply, masterless, nothing: start the minion the way its package would."""
+    _call(machine, "systemctl", "enable", "--now", "salt-minion.service")
+
+
+def highstate(*machines):
+    """Apply the highstate to machines, all at once."""
+    running = [(machine, _spawn(machine, [*CALL, "state.highstate"])) for machine in machines]
+    failed = [machine.name for machine, process in running if process.wait() != 0]
+    if failed:
+        logs = ", ".join(f"{LOG}/{name}-highstate.log" for name in failed)
+        raise StepFailed(f"highstate of {', '.join(failed)} failed (log: {logs})")
+
+
+def _spawn(machine, argv):
+    with (LOG / f"{machine.name}-highstate.log").open("ab") as log:
+        return subprocess.Popen(
+            container.entry(machine, argv), env=container.ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def _call(machine, *argv, log=None):
+    with (LOG / f"{log or machine.name + '-bootstrap'}.log").open("ab") as output:
+        output.write(f"\n$ {' '.join(argv)}\n".encode())
+        output.flush()
+        container.execute(machine, argv, check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def _minion_configuration():
+    for machine in MACHINES.values():
+        directory = machine.root / "etc/salt/minion.d"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "10-identity.conf").write_text(f"id: {machine.name}\nmaster: {CTL.address}\n")
+

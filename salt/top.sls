@@ -1,0 +1,29 @@
+base:
+  'roles:controller':
+    - match: pillar
+    - salt.master
+    - dns.server
+    - dns.client
+    - chrony.server
+    - users
+    - nfs.server
+    - munge
+    - slurm.controller
+    - pki.authority
+    - hypervisor.client
+  'roles:host':
+    - match: pillar
+    - dns.client
+    - users
+    - munge
+    - slurm.host
+    - hypervisor
+  'roles:node':
+    - match: pillar
+    - ssh
+    - dns.client
+    - chrony.client
+    - users
+    - nfs.client
+    - munge
+    - slurm.node
