@@ -1,0 +1,402 @@
+"""
+What pillar promises: hosts, network and pools, read once, checked as a whole, and never changed.
+
+Also the one reader of hostlists that come from outside (pillar and the command line).
+"""
+
+import itertools
+import math
+import re
+import reprlib
+from collections import Counter
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Annotated, get_args, get_origin
+
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+)
+
+from saltmarsh.errors import InvalidInput, PillarError
+
+MOST_NAMES = 100_000
+
+# A DNS label (RFC 1123, section 2.1) that begins with a letter, in lower case: this is also a minion id, a libvirt
+# domain and plain text in YAML, and can't be mistaken for a count.
+_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_DOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
+# What Slurm, salt-cloud and a file system all take as one plain word.
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+# Slurm takes these for something else wherever a node or a partition is named (slurm.conf(5), scontrol(1)).
+_SLURM_WORDS = frozenset({"all", "default", "localhost"})
+
+_PART = r"[0-9]{1,9}(?:-[0-9]{1,9})?"
+_ITEM = rf"(?:[a-z0-9.-]|\[{_PART}(?:,{_PART})*\])+"
+_HOSTLIST = re.compile(rf"{_ITEM}(?:,{_ITEM})*")
+
+
+def parse_nodes(text):
+    """
+    The set of nodes that a hostlist names.
+
+    :param str text: a hostlist, for example ``vn[001-004],vn016``; no groups, wildcards, steps or set operators
+    :returns: the names
+    :rtype: ClusterShell.NodeSet.NodeSet
+    :raises InvalidInput: not a hostlist, a name that no node can have, or more than 100000 names
+    """
+    try:
+        return _fold(_node_names(text))
+    except ValueError as err:
+        raise InvalidInput(f"{_short(text)} is not a hostlist such as vn[001-004]: {err}") from err
+
+
+def parse_count_or_nodes(value):
+    """
+    How many nodes, or which: the COUNT|HOSTLIST argument of the runner.
+
+    :param value: a whole number above 0 or a hostlist, as Salt's command line or an API delivers it
+    :returns: an int, or a NodeSet
+    :raises InvalidInput: anything else
+    """
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if type(value) is int and value > 0:  # a bool is an int, too
+        return value
+    if isinstance(value, str) and re.match(r"[^0-9.+-]", value):
+        return parse_nodes(value)
+    raise InvalidInput(f"expected a number of nodes above 0 or a hostlist such as vn[001-004], got {_short(value)}")
+
+
+def _expand(text):
+    """The names of a hostlist in the order in which they are written, repetitions included (NodeSet sorts, merges)."""
+    if not isinstance(text, str) or not text:
+        raise ValueError("it is empty or not text")
+    if odd := re.search(r"[^a-z0-9.,\[\]-]", text):
+        raise ValueError(f"{odd.group()!r} can't stand in it, only a-z, 0-9, '-', ',' and ranges in brackets")
+    if not _HOSTLIST.fullmatch(text):
+        raise ValueError("its brackets, commas or ranges don't fit together")
+    items = [re.findall(r"\[[^\]]*\]|[^\[\]]+", item) for item in re.findall(_ITEM, text)]
+    if sum(math.prod(map(_size, item)) for item in items) > MOST_NAMES:
+        raise ValueError(f"it stands for more than {MOST_NAMES} names")
+    names = []
+    try:
+        for item in items:
+            for piece in itertools.product(*map(_choices, item)):
+                names += NodeSet("".join(piece), resolver=RESOLVER_NOGROUP)
+    except NodeSetException as err:
+        raise ValueError(str(err)) from err
+    return names
+
+
+def _choices(token):
+    """``[1-4,7]`` as ``[1-4]`` and ``[7]``; anything else as itself."""
+    return [f"[{part}]" for part in token[1:-1].split(",")] if token[0] == "[" else [token]
+
+
+def _size(token):
+    """How many names a token stands for, known without expanding it."""
+    ranges = [[int(bound) for bound in re.findall("[0-9]+", choice)] for choice in _choices(token) if choice[0] == "["]
+    return sum(max(1, bounds[-1] - bounds[0] + 1) for bounds in ranges) or 1
+
+
+def _fold(names):
+    return NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP)
+
+
+def _short(value):
+    return reprlib.repr(value)
+
+
+def _label(value):
+    if not _LABEL.fullmatch(value) or value in _SLURM_WORDS:
+        raise ValueError(
+            f"{_short(value)} is no host name: a-z, 0-9 and '-', a letter first, at most 63 characters, "
+            f"and not {', '.join(sorted(_SLURM_WORDS))}"
+        )
+    return value
+
+
+def _domain(value):
+    if not _DOMAIN.fullmatch(value):
+        raise ValueError
+    return value
+
+
+def _word(value):
+    if not _WORD.fullmatch(value):
+        raise ValueError
+    return value
+
+
+def _partition(value):
+    if _word(value).lower() in _SLURM_WORDS:
+        raise ValueError("Slurm gives this word another meaning")
+    return value
+
+
+def _address(value):
+    return str(IPv4Address(value))
+
+
+def _node_names(text):
+    return tuple(map(_label, _expand(text)))
+
+
+def _addresses(value):
+    """Addresses in order, from one range or a list of ranges and single addresses."""
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str) for item in items):
+        raise ValueError("it is empty or not text")
+    addresses = []
+    for item in items:
+        first, dash, last = item.partition("-")
+        if dash and "[" not in item:
+            low = IPv4Address(first)
+            high = IPv4Address(last if "." in last else f"{first.rpartition('.')[0]}.{last}")
+            if not 0 <= int(high) - int(low) < MOST_NAMES:
+                raise ValueError(f"{item!r} does not go from a lower to a higher address")
+            addresses += [str(IPv4Address(number)) for number in range(int(low), int(high) + 1)]
+        else:
+            addresses += [str(IPv4Address(name)) for name in _expand(item)]
+    return tuple(addresses)
+
+
+Label = Annotated[str, Strict(), AfterValidator(_label)]
+Word = Annotated[str, Strict(), AfterValidator(_word)]
+Partition = Annotated[str, Strict(), AfterValidator(_partition)]
+Address = Annotated[str, Strict(), AfterValidator(_address)]
+WholeNumber = Annotated[int, Field(strict=True, gt=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Host(_Frozen):
+    """A machine with a fixed name and address: the controller, or a hypervisor."""
+
+    name: Label = Field(description="a host name")
+    address: Address = Field(description="an IPv4 address")
+
+
+class Network(_Frozen):
+    """The network that the controller and all nodes share."""
+
+    prefix: int = Field(strict=True, ge=8, le=30, description="the length of the network's prefix, 8 to 30")
+    gateway: Address | None = Field(None, description="an IPv4 address")
+    nameservers: tuple[Address, ...] = Field(min_length=1, description="a list of one or more IPv4 addresses")
+    domain: Annotated[str, Strict(), AfterValidator(_domain)] | None = Field(
+        None, description="a DNS domain in lower case"
+    )
+
+
+class Limits(_Frozen):
+    """How far a pool may go."""
+
+    max_nodes: WholeNumber | None = Field(None, description="a whole number of nodes above 0")
+    boot_timeout: WholeNumber = Field(600, description="a whole number of seconds above 0")
+
+
+class Pool(_Frozen):
+    """
+    Node names and addresses that share a profile, an image, limits and Slurm attributes.
+
+    ``nodes`` and ``addresses`` are in the order in which pillar lists them; the first node has the first address.
+    ``memory`` is in MiB, ``limits.boot_timeout`` in seconds; ``limits.max_nodes`` None means all of them.
+    """
+
+    name: Label = Field(description="a host name")
+    nodes: Annotated[tuple[str, ...], BeforeValidator(_node_names)] = Field(
+        description="a hostlist such as vn[001-016]"
+    )
+    addresses: Annotated[tuple[str, ...], BeforeValidator(_addresses)] = Field(
+        description="a range of IPv4 addresses such as 10.77.0.101-116, or a list of ranges and addresses"
+    )
+    profile: Word = Field(description="the name of a salt-cloud profile")
+    image: Word = Field(description="the name of an image, without a directory")
+    cpus: WholeNumber = Field(description="a whole number of CPUs above 0")
+    memory: WholeNumber = Field(description="a whole number of MiB above 0")
+    partition: Partition = Field(description="the name of a Slurm partition")
+    features: tuple[Word, ...] = Field((), description="a list of Slurm features")
+    weight: WholeNumber = Field(1, description="a whole number above 0, Slurm's weight of a node")
+    limits: Limits = Limits()
+
+    def __contains__(self, node):
+        return node in self._address_by_node
+
+    @property
+    def nodeset(self):
+        """All names of the pool, as a NodeSet."""
+        return _fold(self.nodes)
+
+    def address_of(self, node):
+        """
+        The address that belongs to a node of this pool.
+
+        :param str node: the node's name
+        :rtype: str
+        :raises InvalidInput: the pool has no such node
+        """
+        if node not in self:
+            raise InvalidInput(f"pool {self.name} has no node {node!r}, its nodes are {self.nodeset}")
+        return self._address_by_node[node]
+
+    @cached_property
+    def _address_by_node(self):
+        return dict(zip(self.nodes, self.addresses, strict=True))
+
+
+class Site(_Frozen):
+    """Everything below ``elastic`` in pillar."""
+
+    cluster: Label = Field(description="a name for the cluster")
+    controller: Host
+    network: Network
+    hosts: dict[str, Host] = Field(description="hypervisors by name")
+    pools: dict[str, Pool] = Field(min_length=1, description="one or more pools by name")
+
+    @classmethod
+    def from_pillar(cls, pillar):
+        """
+        Read and check the key ``elastic`` of pillar.
+
+        :param dict pillar: the master's view of pillar
+        :returns: the site, which can't be changed
+        :rtype: Site
+        :raises PillarError: one line per mistake, each with its pillar key and what was expected there
+        """
+        try:
+            site = cls.model_validate(pillar.get("elastic"))
+        except ValidationError as err:
+            raise PillarError("\n".join(dict.fromkeys(map(_line, err.errors())))) from err
+        if mistakes := list(_mistakes(site)):
+            raise PillarError("\n".join(mistakes))
+        return site
+
+    @field_validator("hosts", "pools", mode="before")
+    @classmethod
+    def _name_by_key(cls, value):
+        if not isinstance(value, dict):
+            return value
+        return {key: {"name": key, **entry} if isinstance(entry, dict) else entry for key, entry in value.items()}
+
+    @property
+    def subnet(self):
+        """The network in which every node's address lies, as an IPv4Network."""
+        return IPv4Interface(f"{self.controller.address}/{self.network.prefix}").network
+
+    def pool(self, name=None):
+        """
+        The pool of this name; without a name, the only pool there is.
+
+        :param str name: the pool's name, or None
+        :rtype: Pool
+        :raises InvalidInput: no such pool, or none named although there are several
+        """
+        known = ", ".join(self.pools)
+        if name is None and len(self.pools) == 1:
+            return next(iter(self.pools.values()))
+        if name is None:
+            raise InvalidInput(f"which pool? name one with pool=; pools: {known}")
+        if name not in self.pools:
+            raise InvalidInput(f"pool {name!r} does not exist; pools: {known}")
+        return self.pools[name]
+
+    def pool_of(self, node):
+        """
+        The pool to which a node belongs.
+
+        :param str node: the node's name
+        :rtype: Pool
+        :raises InvalidInput: it belongs to none
+        """
+        for pool in self.pools.values():
+            if node in pool:
+                return pool
+        pools = ", ".join(f"{pool.name} ({pool.nodeset})" for pool in self.pools.values())
+        raise InvalidInput(f"node {node!r} belongs to no pool; pools: {pools}")
+
+
+def _line(error):
+    """One mistake that pydantic found, in the words of pillar."""
+    loc, (kind, expected) = error["loc"], _place(error["loc"])
+    if loc[:1] in [("hosts",), ("pools",)] and loc[2:] in [("name",), ("[key]",)]:
+        loc, expected = loc[:2], "a host name"  # the key is the name, see Site._name_by_key
+    key = ":".join(map(str, ("elastic", *loc)))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: not a known key, expected one of {', '.join(kind.model_fields)}"
+    got = "nothing" if error["type"] == "missing" else _short(error["input"])
+    why = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
+    return f"{key}: expected {expected}, got {got}{why and f': {why}'}"
+
+
+def _place(loc):
+    """The type that belongs at a place in pillar, and what is expected there in words."""
+    kind, expected = Site, ""
+    for step in loc:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif step in getattr(kind, "model_fields", ()):
+            field = kind.model_fields[step]
+            kind, expected = field.annotation, field.description
+    if hasattr(kind, "model_fields"):
+        expected = f"a mapping with the keys {', '.join(kind.model_fields)}"
+    return kind, expected
+
+
+def _mistakes(site):
+    """What is wrong between values that are each right by themselves, one line per mistake."""
+    for kind in ("hosts", "pools"):
+        for key, entry in getattr(site, kind).items():
+            if entry.name != key:
+                yield f"elastic:{kind}:{key}:name: expected {key} (the key is the name), got {entry.name}"
+
+    names = {site.controller.name: "the controller"} | {name: f"host {name}" for name in site.hosts}
+    addresses = {}
+    for host in site.hosts.values():
+        if host.address in addresses:
+            yield f"elastic:hosts:{host.name}:address: {host.address} belongs to {addresses[host.address]}"
+        addresses.setdefault(host.address, f"host {host.name}")
+    addresses.setdefault(site.controller.address, "the controller")
+    addresses.setdefault(site.network.gateway, "the gateway")
+    for address in site.network.nameservers:
+        addresses.setdefault(address, "a nameserver")
+
+    if site.network.gateway and not _inside(site.subnet, site.network.gateway):
+        yield f"elastic:network:gateway: {site.network.gateway} lies outside the network {site.subnet}"
+
+    for pool in site.pools.values():
+        key = f"elastic:pools:{pool.name}"
+        if len(pool.nodes) != len(pool.addresses):
+            yield (
+                f"{key}:addresses: expected as many addresses as nodes, "
+                f"got {len(pool.addresses)} addresses for {len(pool.nodes)} nodes"
+            )
+        yield from _clashes(f"{key}:nodes", pool.nodes, names, f"pool {pool.name}")
+        yield from _clashes(f"{key}:addresses", pool.addresses, addresses, f"pool {pool.name}")
+        if outside := [address for address in pool.addresses if not _inside(site.subnet, address)]:
+            yield f"{key}:addresses: {_fold(outside)} lies outside the network {site.subnet}"
+
+
+def _clashes(key, items, owners, owner):
+    """Report items that stand in a pool twice or belong to another owner; the rest becomes this owner's."""
+    if repeated := [item for item, count in Counter(items).items() if count > 1]:
+        yield f"{key}: {_fold(repeated)} stands in it more than once"
+    taken = {}
+    for item in dict.fromkeys(items):
+        if owners.setdefault(item, owner) != owner:
+            taken.setdefault(owners[item], []).append(item)
+    for other, theirs in taken.items():
+        yield f"{key}: {_fold(theirs)} belongs to {other}"
+
+
+def _inside(subnet, address):
+    return subnet.network_address < IPv4Address(address) < subnet.broadcast_address
