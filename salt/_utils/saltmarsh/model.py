@@ -55,16 +55,17 @@ class Owner:
     def current(cls):
         """The calling process."""
         pid = os.getpid()
-        return cls(pid, _start_ticks(pid), _boot_id())
+        return cls(pid, _stat(pid)[1], _boot_id())
 
     def is_alive(self):
         """True while exactly this process runs (a reused pid is told apart by its start time)."""
         if self.boot_id != _boot_id():
             return False
         try:
-            return _start_ticks(self.pid) == self.started
+            state, started = _stat(self.pid)
         except (FileNotFoundError, ProcessLookupError):
             return False
+        return started == self.started and state not in "ZX"  # a zombie does nothing any more
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,10 @@ class Transition:
     operation: int | None
 
 
-def _start_ticks(pid):
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[19])
+def _stat(pid):
+    """State and start time of a process, fields 3 and 22 of /proc/<pid>/stat; the name before them may hold anything."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def _boot_id():
