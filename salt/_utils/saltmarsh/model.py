@@ -65,7 +65,7 @@ class Owner:
             state, started = _stat(self.pid)
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return started == self.started and state not in "ZX"  # a zombie does nothing any more
+        return started == self.started and state not in (b"Z", b"X")  # a zombie does nothing any more
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Transition:
 
 
 def _stat(pid):
-    """State and start time of a process, fields 3 and 22 of /proc/<pid>/stat; the name before them may hold anything."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """State and start time of a process, fields 3 and 22 of /proc/<pid>/stat; its name, before them, may hold anything."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return fields[0], int(fields[19])
 
 
