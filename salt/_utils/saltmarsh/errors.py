@@ -35,6 +35,10 @@ class ProviderError(SaltmarshError):
     """The provider (a hypervisor, a cloud) answered, and refused or failed."""
 
 
+class NotFound(ProviderError):
+    """The provider answered that it has no such machine."""
+
+
 class NoCapacity(ProviderError):
     """No host has room for the machine."""
 

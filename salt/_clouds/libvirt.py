@@ -1,0 +1,450 @@
+"""
+Salt-cloud driver for virtual machines on libvirt hosts.
+
+One provider is a set of hosts; a machine is placed on the one with most free memory. A machine is told its name,
+address and minion keys when it boots; nothing is copied to it over SSH. See ``docs/howto/providers.md``.
+
+:depends: libvirt-python
+
+.. code-block:: yaml
+
+    lab:
+      driver: libvirt
+      cluster: lab
+      hosts:
+        hv1: {uri: "qemu+tls://hv1/system"}
+      image_pool: images
+      disk_pool: nodes
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+import uuid
+
+import salt.config
+import salt.utils.cloud
+import salt.utils.files
+from salt.exceptions import SaltCloudConfigError, SaltCloudExecutionFailure, SaltCloudNotFound, SaltCloudSystemExit
+
+# Never "import libvirt" here: this module has that name, and its directory is on the path while it is loaded.
+try:
+    from saltmarsh import identity
+    from saltmarsh.errors import InvalidInput, NotFound, SaltmarshError, Unreachable
+    from saltmarsh.hypervisor import Hypervisors
+    from saltmarsh.machine import MachineSpec, ProviderConfig
+
+    MISSING = None
+except ImportError as err:
+    MISSING = str(err)
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "libvirt"
+
+
+def __virtual__():
+    if not get_configured_provider():
+        return False, "no provider of the driver libvirt is configured"
+    if not get_dependencies():
+        return False, MISSING
+    return __virtualname__
+
+
+def get_configured_provider():
+    """
+    The configuration of the provider at hand, or of the first one of this driver; False if there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud --list-providers
+    """
+    return salt.config.is_provider_configured(
+        __opts__, _active_provider() or __virtualname__, ("cluster", "hosts", "image_pool", "disk_pool")
+    )
+
+
+def get_dependencies():
+    """
+    Whether the Python packages this driver needs are there; warns if not.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud --list-providers
+    """
+    if MISSING:
+        log.warning("The cloud driver libvirt can't be used: %s", MISSING)
+    return MISSING is None
+
+
+def _converted(function):
+    """A foreign exception would end a whole map: raise what salt-cloud knows, with the same one line."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InvalidInput as err:
+            raise SaltCloudConfigError(str(err)) from err
+        except NotFound as err:
+            raise SaltCloudNotFound(str(err)) from err
+        except SaltmarshError as err:
+            raise SaltCloudExecutionFailure(str(err)) from err
+
+    return wrapper
+
+
+@_converted
+def create(vm_):
+    """
+    Create one machine and start it; salt-cloud calls this for each machine of a profile or a map.
+
+    :param dict vm_: provider, profile and map entry, merged by salt-cloud; see ``docs/howto/providers.md``
+    :returns: a dictionary as of :func:`show_instance`
+    :raises SaltCloudConfigError: the profile or the map entry is not acceptable
+    :raises SaltCloudExecutionFailure: the hosts can't be reached, have no room, or refused; nothing is left of it
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -p virtual vn001
+        salt-cloud -m cloud.maps.d/example.map
+    """
+    name = vm_["name"]
+    _fire(vm_, "creating", "starting create")
+    # Not the active provider: that is one for all threads, and threads create machines of several providers at once.
+    hypervisors = _hypervisors(vm_["provider"])
+    spec = MachineSpec.read(vm_, f"{name} (profile {vm_.get('profile')})")
+    given = _identity(spec, vm_)
+    _fire(vm_, "requesting", "requesting instance")
+    machine = hypervisors.create(spec, given)
+    _fire(vm_, "created", "created instance")
+    return _shape(machine)
+
+
+@_converted
+def destroy(name, call=None):
+    """
+    Destroy one machine: its domain, its volumes and what its host keeps of it; salt-cloud then deletes its minion key.
+
+    :param str name: the machine
+    :param str call: how salt-cloud came here
+    :raises SaltCloudExecutionFailure: it isn't proven that the machine is gone
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -d vn001
+    """
+    if call == "function":
+        raise SaltCloudSystemExit("destroy is for machines: use -d, --destroy, -a or --action")
+    _fire({"name": name}, "destroying", "destroying instance")
+    _hypervisors().destroy(name)
+    _fire({"name": name}, "destroyed", "destroyed instance")
+    return {"Destroyed": f"{name} was destroyed"}
+
+
+@_converted
+def list_nodes(call=None):
+    """
+    This cluster's machines, with the fields that salt-cloud has for all drivers.
+
+    A host that can't be reached is logged as an error, and its machines are missing: salt-cloud would take a query that
+    fails for a provider without machines.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -Q
+    """
+    _not_an_action(call, "list_nodes")
+    keys = ("id", "image", "size", "state", "private_ips", "public_ips")
+    return {name: {key: node[key] for key in keys} for name, node in _nodes().items()}
+
+
+@_converted
+def list_nodes_min(call=None):
+    """
+    This cluster's machines by name and state.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -f list_nodes_min lab
+    """
+    _not_an_action(call, "list_nodes_min")
+    return {name: {"state": node["state"]} for name, node in _nodes().items()}
+
+
+@_converted
+def list_nodes_full(call=None):
+    """
+    This cluster's machines with all that is known of them.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -F
+    """
+    _not_an_action(call, "list_nodes_full")
+    return _nodes()
+
+
+@_converted
+def list_nodes_select(call=None):
+    """
+    This cluster's machines, with the fields of the option ``query.selection``.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -S
+    """
+    return salt.utils.cloud.list_nodes_select(_nodes(), __opts__["query.selection"], call)
+
+
+@_converted
+def show_instance(name, call=None):
+    """
+    All that is known of one machine.
+
+    :param str name: the machine
+    :param str call: how salt-cloud came here
+    :raises SaltCloudNotFound: there is none of that name
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -a show_instance vn001
+    """
+    _only_an_action(call, "show_instance")
+    return _shape(_hypervisors().show(name))
+
+
+@_converted
+def start(name, call=None):
+    """
+    Start a machine that is stopped.
+
+    :param str name: the machine
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -a start vn001
+    """
+    _only_an_action(call, "start")
+    _hypervisors().start(name)
+    return {"Started": f"{name} was started"}
+
+
+@_converted
+def stop(name, call=None):
+    """
+    Shut down a machine's operating system, and wait until it is down.
+
+    :param str name: the machine
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -a stop vn001
+    """
+    _only_an_action(call, "stop")
+    _hypervisors().stop(name)
+    return {"Stopped": f"{name} was stopped"}
+
+
+@_converted
+def reboot(name, call=None):
+    """
+    Ask a machine's operating system to reboot.
+
+    :param str name: the machine
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -a reboot vn001
+    """
+    _only_an_action(call, "reboot")
+    _hypervisors().reboot(name)
+    return {"Rebooted": f"{name} was asked to reboot"}
+
+
+@_converted
+def avail_images(call=None):
+    """
+    The images in the hosts' image pools, and which hosts have each.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud --list-images lab
+    """
+    _not_an_action(call, "avail_images")
+    hypervisors = _hypervisors()
+    images = {}
+    for image in hypervisors.images(_answering(hypervisors)):
+        images.setdefault(image.name, []).append(dataclasses.asdict(image))
+    # Hosts that have different files under one name are listed one by one.
+    return {name: found[0] if len(found) == 1 else found for name, found in images.items()}
+
+
+@_converted
+def avail_sizes(call=None):
+    """
+    The sizes of machines: libvirt has none of its own, so these are the profiles of the provider.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud --list-sizes lab
+    """
+    _not_an_action(call, "avail_sizes")
+    return {
+        name: {key: profile[key] for key in ("cpus", "memory", "disk") if key in profile}
+        for name, profile in get_configured_provider()["profiles"].items()
+    }
+
+
+@_converted
+def avail_locations(call=None):
+    """
+    The hosts, and what memory they have left for new machines.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud --list-locations lab
+    """
+    _not_an_action(call, "avail_locations")
+    hypervisors = _hypervisors()
+    return {host.name: dataclasses.asdict(host) for host in hypervisors.hosts(_answering(hypervisors))}
+
+
+def _active_provider():
+    try:
+        return __active_provider_name__.value()
+    except AttributeError:
+        return __active_provider_name__
+
+
+def _hypervisors(provider=None):
+    """The hosts of a provider, given as salt-cloud does (``alias:driver``), or of the one at hand."""
+    if provider:
+        alias, _, driver = provider.partition(":")
+        values = __opts__["providers"][alias][driver]
+    else:
+        values = get_configured_provider()
+    return Hypervisors(ProviderConfig.read(values, "provider"), __opts__["cachedir"])
+
+
+def _answering(hypervisors):
+    """The hosts to list; an error if there is none, so that nothing is not mistaken for no machines."""
+    hosts = hypervisors.reachable()
+    if not hosts:
+        raise Unreachable(f"none of {', '.join(hypervisors.config.hosts)} can be reached")
+    return hosts
+
+
+def _nodes():
+    hypervisors = _hypervisors()
+    return {machine.name: _shape(machine) for machine in hypervisors.machines(_answering(hypervisors))}
+
+
+def _shape(machine):
+    """A machine with the fields that salt-cloud has for all drivers, and its own."""
+    shape = dataclasses.asdict(machine) | {
+        "id": machine.uuid,
+        "size": f"{machine.cpus} CPUs, {machine.memory} MiB",
+        "state": str(machine.state),
+        "private_ips": [machine.address],
+        "public_ips": [],
+    }
+    return shape
+
+
+def _identity(spec, vm_):
+    """What the machine is told at boot, in the way its profile says its image understands."""
+    minion = _minion(vm_) if vm_.get("pub_key") else None
+    kind = vm_.get("identity")
+    if kind == "credentials":
+        return identity.by_credentials(spec, minion)
+    if kind == "nocloud":
+        return identity.by_nocloud(spec, f"{spec.name}-{uuid.uuid4()}", minion, vm_.get("cloud_config"))
+    raise InvalidInput(f"{spec.name} (profile {vm_.get('profile')}): identity: credentials or nocloud, not {kind!r}")
+
+
+def _minion(vm_):
+    master_key = os.path.join(__opts__["pki_dir"], "master.pub")
+    try:
+        with salt.utils.files.fopen(master_key) as file:
+            trusted = file.read()
+    except OSError as err:
+        raise InvalidInput(
+            f"{vm_['name']} can't be told which master to trust: {err}; run this on the master, or set deploy: False"
+        ) from err
+    return identity.Minion(
+        config=salt.utils.cloud.minion_config(__opts__, vm_),
+        private_key=vm_["priv_key"],
+        public_key=vm_["pub_key"],
+        master_key=trusted,
+    )
+
+
+def _fire(vm_, tag, message):
+    """One of salt-cloud's events about a machine; of what is known of it, nothing that could be a secret."""
+    salt.utils.cloud.fire_event(
+        "event",
+        message,
+        f"salt/cloud/{vm_['name']}/{tag}",
+        args={key: vm_[key] for key in ("name", "profile", "provider", "driver") if key in vm_},
+        sock_dir=__opts__["sock_dir"],
+        transport=__opts__["transport"],
+    )
+
+
+def _not_an_action(call, function):
+    if call == "action":
+        raise SaltCloudSystemExit(f"{function} is not for a machine: use -f or --function")
+
+
+def _only_an_action(call, function):
+    if call != "action":
+        raise SaltCloudSystemExit(f"{function} is for a machine: use -a or --action")

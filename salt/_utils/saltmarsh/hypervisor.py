@@ -1,0 +1,463 @@
+"""
+The one place that speaks to libvirt: several hosts, and this cluster's machines on them.
+
+A host that doesn't answer is an error, never a host without machines. A machine is this cluster's if its domain bears
+the cluster's mark (:mod:`saltmarsh.domain`); no other is ever changed. Its domain is defined before any volume of it is
+made and undefined after the last one is gone, so that whatever a crash leaves behind still says whose it is.
+"""
+
+import contextlib
+import fcntl
+import logging
+import time
+from pathlib import Path
+
+import libvirt
+
+from saltmarsh import domain as xml
+from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, SaltmarshError, Unreachable
+from saltmarsh.libvirt_link import asking, link, or_none
+from saltmarsh.machine import Host, Image, Machine, PowerState
+
+log = logging.getLogger(__name__)
+
+_POOL_BUSY = 60  # seconds
+_MIB = 1024  # KiB, libvirt's unit of memory
+_GIB = 1024**3  # bytes
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.STOPPING,
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.STOPPED,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
+}
+
+
+class Hypervisors:
+    """
+    The hosts of one provider.
+
+    Cheap to make; safe to use from several threads, and from several processes at once.
+
+    :param config: a :class:`saltmarsh.machine.ProviderConfig`
+    :param lock_directory: where the lock is kept under which machines are placed; all who use this provider need the
+        same one
+    """
+
+    def __init__(self, config, lock_directory):
+        self.config = config
+        self._lock_file = Path(lock_directory) / f"libvirt-{config.cluster}.lock"
+
+    def reachable(self):
+        """
+        The names of the hosts that answer; each other one is logged as a warning.
+
+        :returns: a list, in the order of the configuration; empty if none answers
+        """
+        return list(self._connect_to_reachable())
+
+    def hosts(self, hosts=None):
+        """
+        The hosts, and what memory they have left for new machines.
+
+        :param list hosts: names; all hosts if not given
+        :returns: a list of :class:`saltmarsh.machine.Host`
+        :raises Unreachable: one of them doesn't answer
+        """
+        return [self._host(name, connection) for name, connection in self._connect(hosts).items()]
+
+    def machines(self, hosts=None):
+        """
+        This cluster's machines.
+
+        :param list hosts: names of the hosts to ask; all if not given
+        :returns: a list of :class:`saltmarsh.machine.Machine`
+        :raises Unreachable: one of them doesn't answer
+        """
+        found = []
+        for host, connection in self._connect(hosts).items():
+            with asking(host, connection, "can't list domains"):
+                each = (self._machine(host, domain) for domain in connection.listAllDomains())
+                found += [machine for machine in each if machine]
+        return found
+
+    def images(self, hosts=None):
+        """
+        The master images.
+
+        :param list hosts: names of the hosts to ask; all if not given
+        :returns: a list of :class:`saltmarsh.machine.Image`, by name
+        :raises Unreachable: one of them doesn't answer
+        :raises ProviderError: a host has no such storage pool
+        """
+        found = {}
+        for host, connection in self._connect(hosts).items():
+            with asking(host, connection, f"can't list storage pool {self.config.image_pool}"):
+                pool = connection.storagePoolLookupByName(self.config.image_pool)
+                _refresh(pool)
+                for volume in pool.listAllVolumes():
+                    format_ = xml.volume_format(volume.XMLDesc())
+                    found.setdefault((volume.name(), format_, volume.info()[1]), []).append(host)
+        return [
+            Image(name, format_, round(capacity / _GIB, 2), tuple(hosts))
+            for (name, format_, capacity), hosts in sorted(found.items())
+        ]
+
+    def show(self, name):
+        """
+        One machine of this cluster.
+
+        :raises NotFound: no host has it
+        :raises Unreachable: no host that answers has it, and not all answer
+        """
+        host, _, domain = self._find(name)
+        return self._machine(host, domain)
+
+    def place(self, spec):
+        """
+        Where a machine would be made now: on the host that has it in ``spec.host``, or the one with most free memory.
+
+        :returns: a :class:`saltmarsh.machine.Host`
+        :raises NoCapacity: no host that answers has room
+        :raises Unreachable: ``spec.host``, or every host, doesn't answer
+        :raises InvalidInput: ``spec.host`` is not a host of this provider
+        :raises ProviderError: no host that answers has the image
+        """
+        return self._place(spec, self._candidates(spec))
+
+    def create(self, spec, identity):
+        """
+        Make a machine and start it.
+
+        It is placed as :meth:`place` says; several at once, also from several processes, never get more memory than
+        the hosts have. If it can't be made, what there is of it is removed again.
+
+        :param spec: a :class:`saltmarsh.machine.MachineSpec`
+        :param identity: a :class:`saltmarsh.identity.Identity`
+        :returns: a :class:`saltmarsh.machine.Machine`
+        :raises ProviderError: a host that answers has a domain of this name already, or the host refused
+        :raises NoCapacity, Unreachable, InvalidInput: as :meth:`place`
+        """
+        candidates = self._candidates(spec)
+        with self._placing():
+            self._refuse_existing(spec.name)
+            host = self._place(spec, candidates).name
+            connection = candidates[host]
+            image_directory, disk_directory = (
+                _pool_directory(host, connection, pool) for pool in (self.config.image_pool, self.config.disk_pool)
+            )
+            with asking(host, connection, f"can't define {spec.name}"):
+                domain = connection.defineXML(
+                    xml.domain_xml(spec, self.config.cluster, identity, image_directory, disk_directory)
+                )
+        try:
+            self._make_volumes(host, connection, spec, identity)
+            with asking(host, connection, f"can't start {spec.name}"):
+                domain.create()
+            return self._machine(host, domain)
+        except BaseException:
+            try:
+                self._remove(host, connection, spec.name)
+            except SaltmarshError as err:
+                log.error("What was made of %s could not be removed: %s", spec.name, err)
+            raise
+
+    def destroy(self, name, host=None):
+        """
+        Remove a machine, its volumes and all that its host keeps of it, and see that they are gone.
+
+        Nothing happens to a machine that isn't there or isn't this cluster's.
+
+        :param str name: the machine
+        :param str host: the only host to look at; all if not given
+        :raises Unreachable: a host doesn't answer, so it isn't known to be gone; it is removed from all that do
+        :raises ProviderError: a host can't remove it
+        """
+        silent = []
+        for each in [host] if host else self.config.hosts:
+            try:
+                [connection] = self._connect([each]).values()
+                self._remove(each, connection, name)
+            except Unreachable as err:
+                silent.append(err)
+        if silent:
+            raise Unreachable(f"{name} may still exist: " + "; ".join(str(err) for err in silent))
+
+    def start(self, name):
+        """
+        Start a machine that is stopped.
+
+        :raises NotFound, Unreachable: as :meth:`show`
+        :raises ProviderError: the host refused, for example because it runs
+        """
+        host, connection, domain = self._find(name)
+        with asking(host, connection, f"can't start {name}"):
+            domain.create()
+
+    def stop(self, name, timeout=120):
+        """
+        Ask a machine's operating system to shut down, and wait until it has.
+
+        :param float timeout: seconds
+        :raises NotFound, Unreachable: as :meth:`show`
+        :raises ProviderError: it still runs after ``timeout``
+        """
+        host, connection, domain = self._find(name)
+        with asking(host, connection, f"can't stop {name}"):
+            domain.shutdown()
+            deadline = time.monotonic() + timeout
+            while domain.isActive():
+                if time.monotonic() > deadline:
+                    raise ProviderError(f"{host}: {name} still runs {timeout} s after it was asked to shut down")
+                time.sleep(0.2)
+
+    def reboot(self, name):
+        """
+        Ask a machine's operating system to reboot.
+
+        :raises NotFound, Unreachable: as :meth:`show`
+        :raises ProviderError: the host refused, for example because it doesn't run
+        """
+        host, connection, domain = self._find(name)
+        with asking(host, connection, f"can't reboot {name}"):
+            domain.reboot()
+
+    def _begin(self, hosts):
+        """Start to connect to all of them, so that the waits for silent ones don't add up."""
+        for host in hosts:
+            if host not in self.config.hosts:
+                raise InvalidInput(f"{host} is not a host of this provider: {', '.join(self.config.hosts)}")
+            link(self.config.hosts[host].uri).begin()
+
+    def _connect(self, hosts=None):
+        """Connections by host name, all or an error."""
+        hosts = list(self.config.hosts) if hosts is None else hosts
+        self._begin(hosts)
+        return {host: link(self.config.hosts[host].uri).wait(host) for host in hosts}
+
+    def _connect_to_reachable(self):
+        self._begin(self.config.hosts)
+        connections = {}
+        for host in self.config.hosts:
+            try:
+                connections |= self._connect([host])
+            except Unreachable as err:
+                log.warning("%s", err)
+        return connections
+
+    def _host(self, name, connection):
+        with asking(name, connection, "can't take stock of memory"):
+            _, memory, cpus, *_ = connection.getInfo()
+            used = sum(info[1] for info in map(_info, connection.listAllDomains()) if info) // _MIB
+        return Host(name, memory, memory - self.config.reserved_memory - used, cpus)
+
+    def _machine(self, host, domain):
+        """The machine that a domain is, or None if it isn't this cluster's."""
+        mark = _mark(domain)
+        info = _info(domain)
+        if mark is None or info is None or mark["cluster"] != self.config.cluster:
+            return None
+        state, memory, _, cpus, _ = info
+        return Machine(
+            name=domain.name(),
+            host=host,
+            state=_STATES.get(state, PowerState.UNKNOWN),
+            cluster=mark["cluster"],
+            memory=memory // _MIB,
+            cpus=cpus,
+            address=mark["address"],
+            image=mark["image"],
+            uuid=domain.UUIDString(),
+        )
+
+    def _find(self, name):
+        silent = []
+        for host in self.config.hosts:
+            try:
+                [connection] = self._connect([host]).values()
+                domain = self._lookup(host, connection, name)
+            except Unreachable as err:
+                silent.append(err)
+                continue
+            if domain:
+                return host, connection, domain
+        if silent:
+            raise Unreachable(f"{name} was not found, but: " + "; ".join(str(err) for err in silent))
+        raise NotFound(f"no machine {name} of cluster {self.config.cluster} on {', '.join(self.config.hosts)}")
+
+    def _lookup(self, host, connection, name):
+        """This cluster's domain of that name on a host, or None."""
+        with asking(host, connection, f"can't look for {name}"):
+            domain = or_none(lambda: connection.lookupByName(name), libvirt.VIR_ERR_NO_DOMAIN)
+            return domain if domain and self._machine(host, domain) else None
+
+    def _candidates(self, spec):
+        """Connections to the hosts on which a machine could be made, memory aside."""
+        hosts = [spec.host] if spec.host else list(self.config.hosts)
+        self._begin(hosts)
+        fit, unfit = {}, []
+        for host in hosts:
+            try:
+                [connection] = self._connect([host]).values()
+                self._see_files(host, connection, spec)
+            except (Unreachable, ProviderError) as err:
+                unfit.append(err)
+            else:
+                fit[host] = connection
+        if not fit:
+            kind = Unreachable if all(isinstance(err, Unreachable) for err in unfit) else ProviderError
+            raise kind(f"no host can take {spec.name}: " + "; ".join(str(err) for err in unfit))
+        for err in unfit:
+            log.warning("Not a candidate for %s: %s", spec.name, err)
+        return fit
+
+    def _see_files(self, host, connection, spec):
+        with asking(host, connection, f"can't look into storage pool {self.config.image_pool}"):
+            pool = connection.storagePoolLookupByName(self.config.image_pool)
+            for name in filter(None, (spec.image, spec.kernel, spec.initrd)):
+                if _volume(pool, name) is None:
+                    raise ProviderError(f"{host}: {name} is not in storage pool {self.config.image_pool}")
+
+    def _place(self, spec, connections):
+        hosts = [self._host(name, connection) for name, connection in connections.items()]
+        fitting = [host for host in hosts if host.memory_free >= spec.memory and host.cpus >= spec.cpus]
+        if not fitting:
+            left = ", ".join(f"{host.name} has {host.memory_free} MiB and {host.cpus} CPUs" for host in hosts)
+            raise NoCapacity(f"no room for {spec.name} ({spec.memory} MiB, {spec.cpus} CPUs): {left}")
+        return max(fitting, key=lambda host: host.memory_free)
+
+    def _refuse_existing(self, name):
+        for host, connection in self._connect_to_reachable().items():
+            with asking(host, connection, f"can't look for {name}"):
+                if or_none(lambda: connection.lookupByName(name), libvirt.VIR_ERR_NO_DOMAIN):  # noqa: B023
+                    raise ProviderError(f"{host} already has a domain {name}")
+
+    @contextlib.contextmanager
+    def _placing(self):
+        """From choosing a host until its memory is spoken for, one at a time: threads and processes alike."""
+        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock_file.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing isn't enough if the process has forked meanwhile
+
+    def _make_volumes(self, host, connection, spec, identity):
+        with asking(host, connection, f"can't look up {spec.image}"):
+            image = _volume(connection.storagePoolLookupByName(self.config.image_pool), spec.image)
+            if image is None:
+                raise ProviderError(f"{host}: {spec.image} is no longer in storage pool {self.config.image_pool}")
+            capacity = image.info()[1]
+            backing = image.path(), xml.volume_format(image.XMLDesc())
+        if spec.disk:
+            if spec.disk * _GIB < capacity:
+                raise InvalidInput(
+                    f"{spec.name}: disk: {spec.disk} GiB is less than the {capacity / _GIB:.1f} GiB of {spec.image}"
+                )
+            capacity = spec.disk * _GIB
+        overlay = xml.disk_volume(spec.name)
+        with self._writing(host, connection, overlay):
+            pool = connection.storagePoolLookupByName(self.config.disk_pool)
+            pool.createXML(xml.overlay_xml(overlay, capacity, *backing))
+        for volume in xml.volumes(spec.name, identity):
+            with self._writing(host, connection, volume.name):
+                made = pool.createXML(xml.volume_xml(volume))
+                if volume.content:
+                    _upload(connection, made, volume.content)
+
+    @contextlib.contextmanager
+    def _writing(self, host, connection, name):
+        """Says how much space was left if a volume can't be written: what QEMU's tools say about that varies."""
+        try:
+            with asking(host, connection, f"can't make {name} in storage pool {self.config.disk_pool}"):
+                yield
+        except ProviderError as err:
+            with asking(host, connection, "can't see how much space is left"):
+                pool = connection.storagePoolLookupByName(self.config.disk_pool)
+                _refresh(pool)
+                left = pool.info()[3]
+            raise ProviderError(f"{err} ({left // 1024**2} MiB are left there)") from err
+
+    def _remove(self, host, connection, name):
+        domain = self._lookup(host, connection, name)
+        if domain is None:
+            return
+        with asking(host, connection, f"can't remove {name}"):
+            if domain.isActive():
+                or_none(domain.destroy, libvirt.VIR_ERR_OPERATION_INVALID)  # it has stopped meanwhile
+            pool = connection.storagePoolLookupByName(self.config.disk_pool)
+            _refresh(pool)
+            for volume in pool.listAllVolumes():
+                if volume.name().startswith(f"{name}."):
+                    or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
+            left = [volume for volume in pool.listVolumes() if volume.startswith(f"{name}.")]
+            if left:
+                raise ProviderError(f"{host}: storage pool {self.config.disk_pool} still has {', '.join(left)}")
+            flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            if xml.has_nvram(domain.XMLDesc()):
+                flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            or_none(lambda: domain.undefineFlags(flags), libvirt.VIR_ERR_NO_DOMAIN)
+        if self._lookup(host, connection, name):
+            raise ProviderError(f"{host} still has a domain {name} after it was undefined")
+
+
+def _info(domain):
+    """State, memory, ... of a domain; None if it has been undefined since it was listed."""
+    return or_none(domain.info, libvirt.VIR_ERR_NO_DOMAIN)
+
+
+def _mark(domain):
+    try:
+        return xml.read_mark(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml.MARK))
+    except libvirt.libvirtError as err:
+        if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
+            raise
+        return None
+
+
+def _pool_directory(host, connection, name):
+    with asking(host, connection, f"can't use storage pool {name}"):
+        return xml.pool_directory(connection.storagePoolLookupByName(name).XMLDesc())
+
+
+def _volume(pool, name):
+    """A volume by its name, or None; looks again if it may have come since the pool was last listed."""
+    for refresh in (False, True):
+        if refresh:
+            _refresh(pool)
+        volume = or_none(lambda: pool.storageVolLookupByName(name), libvirt.VIR_ERR_NO_STORAGE_VOL)
+        if volume:
+            return volume
+    return None
+
+
+def _refresh(pool):
+    """List a pool's directory anew. A pool in which volumes are being made refuses, so wait for its turn."""
+    deadline = time.monotonic() + _POOL_BUSY
+    while True:
+        try:
+            pool.refresh()
+            return
+        except libvirt.libvirtError as err:
+            # "pool has asynchronous jobs running" has no code of its own.
+            if err.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _upload(connection, volume, content):
+    stream = connection.newStream()
+    try:
+        volume.upload(stream, 0, len(content))
+        view = memoryview(content)
+        while view:
+            view = view[stream.send(bytes(view[: 1 << 18])) :]
+        stream.finish()
+    except libvirt.libvirtError:
+        with contextlib.suppress(libvirt.libvirtError):  # the first error is the one that tells
+            stream.abort()
+        raise

@@ -1,0 +1,189 @@
+"""
+This process's connections to libvirt daemons, and how libvirt's errors are read.
+
+The lower half of :mod:`saltmarsh.hypervisor`; nobody else uses it.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future
+
+import libvirt
+
+from saltmarsh.errors import ProviderError, Unreachable
+
+log = logging.getLogger(__name__)
+
+if not hasattr(libvirt, "virConnect"):
+    # Salt puts the directory of its cloud drivers on the path while it loads them, and one of them has this name.
+    raise ImportError("libvirt-python is not installed for this Python")
+
+CONNECT_TIMEOUT = 10  # seconds until a host that is silent is unreachable
+RETRY_AFTER = 5  # seconds for which a failed attempt to connect stands for all who ask
+_KEEPALIVE = (5, 3)  # seconds between probes, and how many may go unanswered before a connection is given up
+
+
+def link(uri):
+    """The one :class:`Link` of this process to a libvirt connection URI."""
+    with _links_lock:
+        return _links.setdefault(uri, Link(uri))
+
+
+@contextlib.contextmanager
+def asking(host, connection, failure):
+    """
+    Turn what libvirt raises into one line.
+
+    :param str host: for the message
+    :param connection: which is used
+    :param str failure: what can't be done if libvirt raises
+    :raises Unreachable: the connection is gone, so what became of the call isn't known
+    :raises ProviderError: libvirt answered
+    """
+    try:
+        yield
+    except libvirt.libvirtError as err:
+        kind = ProviderError if connection.isAlive() else Unreachable
+        raise kind(f"{host}: {failure}: {_one_line(err)}") from err
+
+
+def or_none(ask, code):
+    """What ``ask`` returns, or None if libvirt answers with that error code."""
+    try:
+        return ask()
+    except libvirt.libvirtError as err:
+        if err.get_error_code() != code:
+            raise
+        return None
+
+
+def _one_line(err):
+    return " ".join((err.get_error_message() or "unknown error").split())
+
+
+class Link:
+    """The connection to one libvirt daemon: made once, shared by all threads, made anew if it breaks."""
+
+    def __init__(self, uri):
+        self._uri = uri
+        self._lock = threading.Lock()
+        self._attempt = None
+        self._began = 0.0
+
+    def begin(self):
+        """See to it that there is a connection or an attempt to make one; returns at once."""
+        with self._lock:
+            if self._attempt is None or self._is_over():
+                _event_loop.start()
+                self._attempt = Future()
+                self._began = time.monotonic()
+                # A thread of its own, because libvirt can't be told how long to try.
+                threading.Thread(target=self._open, args=(self._attempt,), daemon=True).start()
+            return self._attempt
+
+    def wait(self, host):
+        """
+        The connection.
+
+        :raises Unreachable: there is none, or none within the timeout
+        """
+        attempt = self.begin()
+        try:
+            return attempt.result(max(0.0, self._began + CONNECT_TIMEOUT - time.monotonic()))
+        except TimeoutError as err:
+            raise Unreachable(f"{host} can't be reached: {self._uri} is silent for {CONNECT_TIMEOUT} s") from err
+        except libvirt.libvirtError as err:
+            raise Unreachable(f"{host} can't be reached: {self._uri}: {_one_line(err)}") from err
+
+    def _is_over(self):
+        """Whether the last attempt is no longer good."""
+        if not self._attempt.done():
+            return False
+        if self._attempt.exception():
+            return time.monotonic() > self._began + RETRY_AFTER
+        return not self._attempt.result().isAlive()
+
+    def _open(self, attempt):
+        try:
+            connection = libvirt.open(self._uri)
+            # Drivers without a daemon have none to lose.
+            or_none(lambda: connection.setKeepAlive(*_KEEPALIVE), libvirt.VIR_ERR_NO_SUPPORT)
+            attempt.set_result(connection)
+        except libvirt.libvirtError as err:
+            attempt.set_exception(err)
+
+
+class _EventLoop:
+    """
+    libvirt's event loop, which sends and answers the probes that tell a silent daemon from a slow one.
+
+    It must be there before the first connection and then run for ever (virEventRegisterDefaultImpl). A forked child has
+    no such thread: its connections do without (libvirt then probes during calls only). It must not use its parent's
+    connections, nor close them; and libvirt's locks must not be held by the loop at the moment of the fork.
+    """
+
+    def __init__(self):
+        self._starting = threading.Lock()
+        self._timer = None
+        self._has_thread = False
+        self._may_run = threading.Event()
+        self._running = threading.Lock()
+
+    def start(self):
+        with self._starting:
+            if self._timer is not None:
+                return
+            libvirt.registerErrorHandler(lambda _, error: log.debug("libvirt: %s", error), None)
+            libvirt.virEventRegisterDefaultImpl()
+            self._timer = libvirt.virEventAddTimeout(
+                -1, lambda timer, _: libvirt.virEventUpdateTimeout(timer, -1), None
+            )
+            self._may_run.set()
+            self._has_thread = True
+            threading.Thread(target=self._run, name="libvirt events", daemon=True).start()
+
+    def _run(self):
+        while True:
+            self._may_run.wait()
+            with self._running:
+                libvirt.virEventRunDefaultImpl()
+
+    def before_fork(self):
+        self._starting.acquire()
+        if self._has_thread:
+            self._may_run.clear()
+            libvirt.virEventUpdateTimeout(self._timer, 0)  # ends the wait for events
+            self._running.acquire()
+
+    def after_fork_in_parent(self):
+        if self._has_thread:
+            self._running.release()
+            self._may_run.set()
+        self._starting.release()
+
+    def after_fork_in_child(self):
+        self._has_thread = False
+        self._starting.release()
+
+
+_event_loop = _EventLoop()
+_links = {}
+_links_lock = threading.Lock()
+_inherited = []  # a parent's connections: what closes them would end them for the parent
+
+
+def _after_fork_in_child():
+    global _links, _links_lock
+    _event_loop.after_fork_in_child()
+    _inherited.append(_links)
+    _links, _links_lock = {}, threading.Lock()
+
+
+os.register_at_fork(
+    before=_event_loop.before_fork,
+    after_in_parent=_event_loop.after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

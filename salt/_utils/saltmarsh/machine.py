@@ -1,0 +1,177 @@
+"""
+What a virtual machine is, wherever it runs: what is asked for, what there is, and the hosts it may be on.
+
+Values only: nothing here talks to anything. Memory is in MiB, disks are in GiB.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError, model_validator
+
+from saltmarsh.errors import InvalidInput
+
+# A DNS label (RFC 1123): without a dot in it, "vn1." can't be the beginning of another machine's volume names.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Count = Annotated[int, Field(strict=True, gt=0)]
+# The name of a file in a storage pool: never a path.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=200)]
+
+
+class _Checked(BaseModel):
+    """Immutable, and checked as a whole when it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, values, what):
+        """
+        Take the keys this type knows out of a mapping.
+
+        :param dict values: for example a salt-cloud profile; keys that are not of this type are left alone
+        :param str what: what the mapping is, for the message
+        :raises InvalidInput: the first key that is missing or not acceptable, and what was expected
+        """
+        try:
+            return cls.model_validate({key: values[key] for key in cls.model_fields if values.get(key) is not None})
+        except ValidationError as err:
+            first = err.errors()[0]
+            key = ":".join(str(part) for part in first["loc"])
+            expected = first["msg"].removeprefix("Value error, ")
+            if first["type"] not in ("missing", "value_error"):
+                expected += f", not {first['input']!r}"
+            raise InvalidInput(f"{what}: {key + ': ' if key else ''}{expected}") from err
+
+
+class Network(_Checked):
+    """How a machine is connected; there is no DHCP."""
+
+    bridge: str
+    prefix: Count
+    gateway: IPvAnyAddress | None = None
+    nameservers: tuple[IPvAnyAddress, ...] = ()
+    domain: str | None = None
+
+
+class MachineSpec(_Checked):
+    """
+    One machine as it is asked for.
+
+    ``host`` fixes the host; without it the machine is placed. ``disk`` is the size of its disk; without it, the
+    image's. With ``kernel`` the host boots it directly: ``kernel`` and ``initrd`` are files of the image pool.
+    ``virtualisation`` is the domain type of libvirt: ``kvm``, or ``qemu`` for software emulation. It is not
+    guessed, because a /dev/kvm may exist and not work.
+    """
+
+    name: Name
+    image: FileName
+    cpus: Count
+    memory: Count
+    address: IPvAnyAddress
+    network: Network
+    disk: Count | None = None
+    host: str | None = None
+    kernel: FileName | None = None
+    initrd: FileName | None = None
+    cmdline: str | None = None
+    machine: str = "pc"
+    cpu: str | None = None
+    virtualisation: Literal["kvm", "qemu"] = "kvm"
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.kernel is None and (self.initrd or self.cmdline):
+            raise ValueError("initrd and cmdline need a kernel")
+        bits = self.address.max_prefixlen
+        if self.network.prefix > bits:
+            raise ValueError(f"network:prefix of an IPv{self.address.version} address is at most {bits}")
+        if self.network.gateway and self.network.gateway not in self.subnet:
+            raise ValueError(
+                f"network:gateway {self.network.gateway} is not in {self.subnet}, the network of {self.address}"
+            )
+        return self
+
+    @property
+    def subnet(self):
+        """The network the address is in, for example ``10.77.0.0/24``."""
+        return ipaddress.ip_network((self.address, self.network.prefix), strict=False)
+
+    @property
+    def mac(self):
+        """
+        The hardware address: QEMU's prefix and the last 24 bits of the IP address.
+
+        So it is unique where the IP address is (up to a /8), and the same each time the machine is made.
+        """
+        low = (int(self.address) & 0xFFFFFF).to_bytes(3, "big")
+        return ":".join(f"{byte:02x}" for byte in b"\x52\x54\x00" + low)
+
+
+class HostConfig(_Checked):
+    """How one host is reached: a libvirt connection URI (libvirt.org/uri.html)."""
+
+    uri: str
+
+
+class ProviderConfig(_Checked):
+    """
+    A salt-cloud provider of the driver ``libvirt``.
+
+    ``cluster`` marks every machine that is made; others are never touched. ``image_pool`` and ``disk_pool`` are storage
+    pools (directories) that each host has: one holds the images, one the machines' own volumes. ``reserved_memory`` is
+    what each host keeps for itself.
+    """
+
+    cluster: Name
+    hosts: dict[Name, HostConfig] = Field(min_length=1)
+    image_pool: str
+    disk_pool: str
+    reserved_memory: int = Field(default=1024, ge=0)
+
+
+class PowerState(StrEnum):
+    """What a machine does, in salt-cloud's words."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A hypervisor: its memory, what of it a new machine may have, its CPUs."""
+
+    name: str
+    memory_total: int  # MiB
+    memory_free: int  # MiB: total, less what is reserved, less the memory of all machines defined; may be negative
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of this cluster, as its host knows it."""
+
+    name: str
+    host: str
+    state: PowerState
+    cluster: str
+    memory: int  # MiB
+    cpus: int
+    address: str
+    image: str
+    uuid: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A master image, and the hosts that have it."""
+
+    name: str
+    format: str
+    capacity: float  # GiB, as the guest sees it
+    hosts: tuple[str, ...]
