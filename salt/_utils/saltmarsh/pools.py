@@ -35,8 +35,8 @@ _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 # What Slurm, salt-cloud and a file system all take as one plain word.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-# Slurm takes these for something else wherever a node or a partition is named (slurm.conf(5), scontrol(1)).
-_SLURM_WORDS = frozenset({"all", "default", "localhost"})
+# What Slurm (slurm.conf(5): DEFAULT, scontrol(1): ALL, in any case) or the resolver takes for something else.
+_NO_HOST = ("all", "default", "localhost")
 
 _PART = r"[0-9]{1,9}(?:-[0-9]{1,9})?"
 _ITEM = rf"(?:[a-z0-9.-]|\[{_PART}(?:,{_PART})*\])+"
@@ -116,10 +116,10 @@ def _short(value):
 
 
 def _label(value):
-    if not _LABEL.fullmatch(value) or value in _SLURM_WORDS:
+    if not _LABEL.fullmatch(value) or value in _NO_HOST:
         raise ValueError(
             f"{_short(value)} is no host name: a-z, 0-9 and '-', a letter first, at most 63 characters, "
-            f"and not {', '.join(sorted(_SLURM_WORDS))}"
+            f"and not {', '.join(_NO_HOST)}"
         )
     return value
 
@@ -137,8 +137,8 @@ def _word(value):
 
 
 def _partition(value):
-    if _word(value).lower() in _SLURM_WORDS:
-        raise ValueError("Slurm gives this word another meaning")
+    if _word(value).lower() == "default":
+        raise ValueError("Slurm takes this word for the defaults of all partitions")
     return value
 
 
@@ -161,8 +161,10 @@ def _addresses(value):
         if dash and "[" not in item:
             low = IPv4Address(first)
             high = IPv4Address(last if "." in last else f"{first.rpartition('.')[0]}.{last}")
-            if not 0 <= int(high) - int(low) < MOST_NAMES:
+            if high < low:
                 raise ValueError(f"{item!r} does not go from a lower to a higher address")
+            if int(high) - int(low) >= MOST_NAMES:
+                raise ValueError(f"{item!r} stands for more than {MOST_NAMES} addresses")
             addresses += [str(IPv4Address(number)) for number in range(int(low), int(high) + 1)]
         else:
             addresses += [str(IPv4Address(name)) for name in _expand(item)]

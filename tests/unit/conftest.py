@@ -1,0 +1,47 @@
+"""One site in pillar, for every test that needs a pool."""
+
+import pytest
+
+from saltmarsh.pools import Site
+
+
+@pytest.fixture
+def pillar():
+    """A fresh pillar with pools ``osg`` (4 nodes) and ``virtual`` (16 nodes), which a test may spoil."""
+    return {
+        "elastic": {
+            "cluster": "lab",
+            "controller": {"name": "ctl", "address": "10.77.0.1"},
+            "network": {"prefix": 24, "gateway": "10.77.0.254", "nameservers": ["10.77.0.2"], "domain": "lab"},
+            "hosts": {"hv1": {"address": "10.77.0.11"}, "hv2": {"address": "10.77.0.12"}},
+            "pools": {
+                "osg": {
+                    "nodes": "osg[1-4]",
+                    "addresses": ["10.77.0.51-53", "10.77.0.60"],
+                    "profile": "osg",
+                    "image": "node.qcow2",
+                    "cpus": 2,
+                    "memory": 2048,
+                    "partition": "osg",
+                },
+                "virtual": {
+                    "nodes": "vn[001-016]",
+                    "addresses": "10.77.0.101-116",
+                    "profile": "virtual",
+                    "image": "node.qcow2",
+                    "cpus": 1,
+                    "memory": 256,
+                    "partition": "virtual",
+                    "features": ["vm", "osg"],
+                    "weight": 10,
+                    "limits": {"max_nodes": 12, "boot_timeout": 300},
+                },
+            },
+        }
+    }
+
+
+@pytest.fixture
+def site(pillar):
+    """The site of that pillar."""
+    return Site.from_pillar(pillar)
