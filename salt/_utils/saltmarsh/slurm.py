@@ -1,0 +1,414 @@
+"""
+Slurm's commands, and what the states of a pool's node mean. Nothing else in the project calls Slurm.
+
+A node of a pool is ``State=CLOUD`` in slurm.conf. Its life in Slurm (measured with 24.11.5, see
+docs/decisions/0002-cloud-node-states.md):
+
+===================================  ===========================================================================
+``DOWN+CLOUD+POWERED_DOWN``          *not there*: no job is placed on it, slurmctld does not ping it
+``DOWN+CLOUD+POWERED_DOWN``          *expected* (:func:`expect`): the same with its address set and another reason
+``IDLE+CLOUD``                       its slurmd has registered; ``ReturnToService=2`` makes it so by itself
+``IDLE+CLOUD+DRAIN``                 drained (:func:`drain`)
+``DOWN+CLOUD+POWERING_DOWN``         being given back (:func:`release`), for ``SuspendTimeout``
+``IDLE+CLOUD+POWERED_DOWN``          new in slurm.conf: Slurm would start it for a job; :func:`park` makes it not there
+===================================  ===========================================================================
+
+Every function raises :class:`Unreachable` when slurmctld does not answer, :class:`SlurmError` when it refuses.
+Arguments that name nodes are a hostlist, a NodeSet or an iterable of names; one call is one request to slurmctld
+for up to 4000 nodes.
+"""
+
+import json
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+
+from saltmarsh.errors import SlurmError, Unreachable
+
+NOT_GROWN = "not grown"
+GROWING = "growing"
+
+# Above Slurm's own patience with a slurmctld that is away (9 s measured with MessageTimeout=10) and with one name
+# that does not resolve (19 s).
+_TIMEOUT = 30
+# 4000 literal addresses are 64 KB; one argument may have 128 KB (MAX_ARG_STRLEN, execve(2)).
+_NODES_PER_REQUEST = 4000
+_POLL = 0.25
+_BASE_STATES = frozenset({"UNKNOWN", "DOWN", "IDLE", "ALLOCATED", "ERROR", "MIXED", "FUTURE"})
+_LEAVING = frozenset({"POWER_DOWN", "POWERING_DOWN", "POWERED_DOWN"})
+_NOT_ANSWERING = frozenset({"DOWN", "UNKNOWN", "FUTURE", "NOT_RESPONDING", "INVALID_REG", "POWERING_UP"})
+
+
+@dataclass(frozen=True)
+class SlurmNode:
+    """A node as slurmctld sees it; ``states`` are the base state and the flags as in ``scontrol show node``."""
+
+    name: str
+    states: frozenset[str]
+    reason: str
+    address: str
+    partitions: tuple[str, ...]
+    features: tuple[str, ...]
+    cpus: int
+    memory: int  # MiB, as configured
+    slurmd_start: int  # seconds since the epoch; 0 if it has not registered since slurmctld started
+
+    @property
+    def absent(self):
+        """Slurm takes the node for not there, and places no job on it."""
+        return {"DOWN", "POWERED_DOWN"} <= self.states
+
+    @property
+    def startable(self):
+        """Slurm takes the node for one that it may start for a job (ResumeProgram)."""
+        return "POWERED_DOWN" in self.states and "DOWN" not in self.states
+
+    @property
+    def registered(self):
+        """The node's slurmd has registered and answers; the node may be drained nevertheless."""
+        return not self.states & (_NOT_ANSWERING | _LEAVING)
+
+    @property
+    def usable(self):
+        """A job could start here now, or runs here: registered and neither drained nor failed."""
+        return self.registered and not self.states & {"DRAIN", "FAIL", "MAINTENANCE"}
+
+    @property
+    def state(self):
+        """The states in one word as scontrol writes them, for example ``IDLE+CLOUD+DRAIN``."""
+        return "+".join(sorted(self.states, key=lambda word: (word not in _BASE_STATES, word)))
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job that is pending, running, suspended or completing."""
+
+    id: int
+    name: str
+    user: str
+    partition: str
+    states: frozenset[str]  # the base state and the flags, for example {"RUNNING"} or {"COMPLETED", "COMPLETING"}
+    nodes: NodeSet  # empty while it is pending
+    reason: str  # why it is pending
+
+
+def ping():
+    """
+    Make sure that slurmctld answers.
+
+    :raises Unreachable: it does not
+    """
+    pings = _json("scontrol", "ping", "--json")["pings"]
+    if not any(each["responding"] for each in pings):
+        raise Unreachable(f"slurmctld on {', '.join(each['hostname'] for each in pings)} does not answer")
+
+
+def nodes(names=None):
+    """
+    Nodes as slurmctld sees them.
+
+    :param names: nodes; None for all of the cluster
+    :returns: SlurmNode by name; a name that is not in Slurm's configuration is not in it
+    :rtype: dict[str, SlurmNode]
+    """
+    if names is None:
+        found = _json("scontrol", "show", "nodes", "--json")["nodes"]
+    else:
+        found = [
+            node
+            for chunk in _chunks(_names(names))
+            for node in _json("scontrol", "show", "nodes", fold(chunk), "--json")["nodes"]
+        ]
+    return {node["name"]: _node(node) for node in found}
+
+
+def jobs(nodes=None):
+    """
+    Jobs that are pending, running, suspended or completing.
+
+    :param nodes: only jobs that hold one of these nodes; None for all jobs, pending ones included
+    :rtype: tuple[SlurmJob, ...]
+    """
+    found = tuple(map(_job, _json("squeue", "--json")["jobs"]))
+    if nodes is None:
+        return found
+    wanted = NodeSet.fromlist(_names(nodes), resolver=RESOLVER_NOGROUP)
+    return tuple(job for job in found if job.nodes & wanted)
+
+
+def park(names):
+    """
+    Make nodes not there that Slurm would otherwise start by itself; others stay as they are.
+
+    :param names: nodes of pools
+    :returns: the names that were changed
+    :rtype: tuple[str, ...]
+    """
+    startable = tuple(name for name, node in nodes(names).items() if node.startable)
+    for chunk in _chunks(startable):
+        _update_nodes(chunk, state="DOWN", reason=NOT_GROWN)
+    return startable
+
+
+def expect(addresses):
+    """
+    Nodes that are not there are about to boot: set their addresses, and say so in their reason.
+
+    The address is set here because slurmctld keeps the one it last had for a CLOUD node, whatever slurm.conf says.
+
+    :param dict addresses: the address of each node by name
+    :raises SlurmError: also if a node is not in Slurm's configuration or is there already
+    """
+    known = nodes(addresses)
+    if missing := [name for name in addresses if name not in known]:
+        raise SlurmError(f"{fold(missing)} is not in Slurm's configuration: run slurm.push_config")
+    if there := [node for node in known.values() if not (node.absent or node.startable)]:
+        raise SlurmError(f"Slurm has {_listed(there)}: expected DOWN+CLOUD+POWERED_DOWN, release it first")
+    for chunk in _chunks(tuple(addresses)):
+        _update_nodes(chunk, nodeaddr=fold(map(addresses.get, chunk)), state="DOWN", reason=GROWING)
+
+
+def wait_registered(names, timeout):
+    """
+    Wait until the slurmd of every node has registered, so that Slurm has made the node idle.
+
+    :param names: nodes
+    :param float timeout: seconds
+    :returns: the nodes then
+    :rtype: dict[str, SlurmNode]
+    :raises SlurmError: also if one has not by then; the message says what Slurm has against each
+    """
+    wanted = _names(names)
+    end = time.monotonic() + timeout
+    while True:
+        found = nodes(wanted)
+        if missing := [name for name in wanted if name not in found]:
+            raise SlurmError(f"{fold(missing)} is not in Slurm's configuration: run slurm.push_config")
+        late = [node for node in found.values() if not node.registered]
+        if not late:
+            return found
+        if time.monotonic() >= end:
+            raise SlurmError(f"nodes did not register within {timeout:g} s: Slurm has {_listed(late)}")
+        time.sleep(_POLL)
+
+
+def drain(names, reason):
+    """
+    Let no new job start on nodes; running jobs go on.
+
+    :param names: nodes
+    :param str reason: why, for the administrator (``sinfo -R``)
+    """
+    for chunk in _chunks(_names(names)):
+        _update_nodes(chunk, state="DRAIN", reason=reason)
+
+
+def undrain(names):
+    """
+    Take a drain back. Slurm asks the node to register again, and uses it after that (about one second).
+
+    :param names: nodes
+    """
+    for chunk in _chunks(_names(names)):
+        _update_nodes(chunk, state="UNDRAIN")
+
+
+def down(names, reason):
+    """
+    Set nodes down. Jobs on them are requeued or killed.
+
+    :param names: nodes
+    :param str reason: why, for the administrator
+    """
+    for chunk in _chunks(_names(names)):
+        _update_nodes(chunk, state="DOWN", reason=reason)
+
+
+def release(addresses, timeout):
+    """
+    The machines of nodes are gone: make the nodes not there. Jobs that Slurm still has on them are requeued or killed.
+
+    Returns when slurmctld has all in that state, ``SuspendTimeout`` after it was asked. The node's name is its
+    address by then; the literal one is set again.
+
+    :param dict addresses: the address of each node by name; a name that is not in Slurm's configuration is left out
+    :param float timeout: seconds, well above SuspendTimeout
+    :raises SlurmError: also if Slurm has not given a node back by then
+    """
+    end = time.monotonic() + timeout
+    down([node.name for node in nodes(addresses).values() if node.absent and node.reason != NOT_GROWN], NOT_GROWN)
+    while found := [node for node in nodes(addresses).values() if not node.absent]:
+        if time.monotonic() >= end:
+            raise SlurmError(f"Slurm did not give nodes back within {timeout:g} s: it has {_listed(found)}")
+        # Asked for again on purpose: an answer of the node that was still under way takes DOWN back (ReturnToService).
+        down([node.name for node in found if "DOWN" not in node.states], NOT_GROWN)
+        for chunk in _chunks([node.name for node in found if not node.states & _LEAVING]):
+            _update_nodes(chunk, state="POWER_DOWN_FORCE")
+        time.sleep(_POLL)
+    set_addresses(addresses)
+
+
+def set_addresses(addresses):
+    """
+    Set the addresses at which slurmctld speaks to nodes, where they differ.
+
+    :param dict addresses: the address of each node by name
+    :returns: the names that were changed
+    :rtype: tuple[str, ...]
+    """
+    known = nodes(addresses)
+    stale = tuple(name for name, node in known.items() if node.address != addresses[name])
+    for chunk in _chunks(stale):
+        _update_nodes(chunk, nodeaddr=fold(map(addresses.get, chunk)))
+    return stale
+
+
+def cancel_jobs(ids):
+    """
+    Cancel jobs; ones that have already ended are no error.
+
+    :param ids: job ids
+    """
+    if ids := [str(job) for job in ids]:
+        _run("scancel", *ids)
+
+
+def requeue_jobs(ids):
+    """
+    Put running batch jobs back into the queue.
+
+    :param ids: job ids
+    :raises SlurmError: also if a job has ended or may not be requeued
+    """
+    if ids := [str(job) for job in ids]:
+        _run("scontrol", "requeue", ",".join(ids))
+
+
+def reconfigure():
+    """
+    Let slurmctld and every slurmd read the configuration again.
+
+    slurmctld starts a new process for it; if that one does not accept the configuration the old one goes on with
+    the old configuration, and this raises (measured).
+    """
+    _run("scontrol", "reconfigure")
+
+
+def is_config_current():
+    """
+    Whether the configuration that commands on this machine use is the one slurmctld runs with.
+
+    On a configless node that is what its slurmd has fetched.
+
+    :rtype: bool
+    """
+    match = re.search(r"^HASH_VAL\s*=\s*(\S+)", _run("scontrol", "show", "config"), re.MULTILINE)
+    if not match:
+        raise SlurmError("scontrol show config has no HASH_VAL")
+    return match[1] == "Match"
+
+
+def fold(names):
+    """
+    A hostlist that stands for names or addresses in exactly this order, repetitions included.
+
+    NodeSet sorts; NodeName= and NodeAddr= are matched by position.
+
+    >>> fold(["vn001", "vn002", "vn003", "ctl"])
+    'vn[001-003],ctl'
+    >>> fold(["10.77.0.102", "10.77.0.101"])
+    '10.77.0.102,10.77.0.101'
+
+    :param names: names or addresses
+    :rtype: str
+    """
+    runs = []  # [prefix, first, last] with the numbers as text, or [name, None, None]
+    for name in names:
+        prefix, digits = re.fullmatch(r"(.*?)([0-9]{0,9})", name).groups()
+        if runs and digits and runs[-1][0] == prefix and _follows(runs[-1][2], digits):
+            runs[-1][2] = digits
+        else:
+            runs.append([prefix, digits, digits])
+    return ",".join(prefix + (first if first == last else f"[{first}-{last}]") for prefix, first, last in runs)
+
+
+def _follows(number, other):
+    """Whether a range goes on from one number to the other: leading zeros are part of the name."""
+    return int(other) == int(number) + 1 and other == str(int(number) + 1).zfill(len(number))
+
+
+def _node(node):
+    return SlurmNode(
+        name=node["name"],
+        states=frozenset(node["state"]),
+        reason=node["reason"],
+        address=node["address"],
+        partitions=tuple(node["partitions"]),
+        features=tuple(node["features"]),
+        cpus=node["cpus"],
+        memory=node["real_memory"],
+        slurmd_start=node["slurmd_start_time"]["number"],
+    )
+
+
+def _job(job):
+    return SlurmJob(
+        id=job["job_id"],
+        name=job["name"],
+        user=job["user_name"],
+        partition=job["partition"],
+        states=frozenset(job["job_state"]),
+        nodes=NodeSet(job["nodes"], resolver=RESOLVER_NOGROUP),
+        reason=job["state_reason"],
+    )
+
+
+def _update_nodes(names, **what):
+    _run("scontrol", "update", f"nodename={fold(names)}", *(f"{key}={value}" for key, value in what.items()))
+
+
+def _listed(some):
+    """Nodes by state and reason, for a message."""
+    groups = {}
+    for node in some:
+        groups.setdefault(f"{node.state} ({node.reason})" if node.reason else node.state, []).append(node.name)
+    return "; ".join(f"{fold(names)} {words}" for words, names in groups.items())
+
+
+def _names(names):
+    """The names that a hostlist, a NodeSet or an iterable stands for."""
+    if isinstance(names, str):
+        names = NodeSet(names, resolver=RESOLVER_NOGROUP)
+    return tuple(names)
+
+
+def _chunks(names):
+    return (names[at : at + _NODES_PER_REQUEST] for at in range(0, len(names), _NODES_PER_REQUEST))
+
+
+def _json(*argv):
+    output = _run(*argv)
+    try:
+        return json.loads(output)
+    except ValueError as err:
+        raise SlurmError(f"{argv[0]} {argv[1]} gave no JSON") from err
+
+
+def _run(*argv):
+    """The output of a command. A command that fails says too little: whether slurmctld answers is asked then."""
+    what = " ".join(argv[:2])
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as err:
+        raise Unreachable(f"{what} got no answer from slurmctld within {_TIMEOUT} s") from err
+    except OSError as err:
+        raise Unreachable(f"{what} can't be run here: {err.strerror}") from err
+    if done.returncode == 0:
+        return done.stdout
+    said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+    if argv[:2] != ("scontrol", "ping"):
+        ping()
+    raise SlurmError(f"{what} failed: {said or f'exit status {done.returncode}'}")
