@@ -336,10 +336,10 @@ class Ledger:
         (application,) = self._query("PRAGMA application_id")[0]
         (version,) = self._query("PRAGMA user_version")[0]
         if application != _APPLICATION_ID:
-            raise LedgerError(f"ledger {self.path}: another program's file; give the ledger a path of its own")
+            raise LedgerError(f"ledger {self.path}: not a ledger; restore it from a backup, or name another path")
         if version > _VERSION:
             raise LedgerError(
-                f"ledger {self.path}: written by a newer version (schema {version}, known is {_VERSION}); upgrade this one"
+                f"ledger {self.path}: of a newer version (schema {version}, known is {_VERSION}); upgrade saltmarsh"
             )
         self._query("PRAGMA foreign_keys = ON")
         # An announced intent must survive a power cut on the master, because what it announces does.

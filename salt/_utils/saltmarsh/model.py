@@ -110,7 +110,7 @@ class Transition:
 
 
 def _stat(pid):
-    """State and start time of a process, fields 3 and 22 of /proc/<pid>/stat; its name, before them, may hold anything."""
+    """State and start time of a process, fields 3 and 22 of its stat; field 2, its name, may hold anything."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return fields[0], int(fields[19])
 
