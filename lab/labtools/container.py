@@ -36,7 +36,7 @@ UNUSED_UNITS = (
     "console-getty.service virtlockd.socket virtlockd.service"
 ).split()
 NEVER_IN_A_CONTAINER = {
-    "run-rpc_pipefs.mount", "systemd-networkd-wait-online.service", "virtlogd.service", "virtlogd.socket"
+    "run-rpc_pipefs.mount", "systemd-networkd-wait-online.service"
 }  # fmt: skip
 
 
@@ -53,24 +53,25 @@ def prepare(machine: Machine, base: Path):
     (machine.root / "etc/hostname").write_text(f"{machine.name}\n")
     (machine.root / "etc/machine-id").write_text("")
     (machine.root / "etc/resolv.conf").unlink(missing_ok=True)
-    (network / "br0.netdev").write_text(BRIDGE_DEVICE)
-    (network / "br0.network").write_text(
+    (network / "10-br0.netdev").write_text(BRIDGE_DEVICE)
+    (network / "10-br0.network").write_text(
         NETWORK.format(name="br0", settings=f"Address={machine.address}/{PREFIX}")
     )
-    (network / "host0.network").write_text(NETWORK.format(name="host0", settings="Bridge=br0"))
-    disable_everything(machine.root)
+    (network / "10-host0.network").write_text(NETWORK.format(name="host0", settings="Bridge=br0"))
+    _only_network(machine.root / "etc/systemd/system")
 
 
-def disable_everything(root: Path):
+def _only_network(units: Path):
     """A machine comes up bare: its highstate enables and starts what its role needs."""
-    units = root / "etc/systemd/system"
-    for unit in UNUSED_UNITS:
-        for link in units.glob(f"*/{unit}"):
+    for link in units.glob("*/*"):
+        if link.name in UNUSED_UNITS:
             link.unlink()
-        if unit in NEVER_IN_A_CONTAINER:
-            mask = units / unit
-            mask.unlink(missing_ok=True)
-            mask.symlink_to("/dev/null")
+    for unit in NEVER_IN_A_CONTAINER:
+        (units / unit).unlink(missing_ok=True)
+        (units / unit).symlink_to("/dev/null")
+    networkd = units / "multi-user.target.wants/systemd-networkd.service"
+    networkd.unlink(missing_ok=True)
+    networkd.symlink_to("/usr/lib/systemd/system/systemd-networkd.service")
 
 
 def boot(machine: Machine, binds=()):
@@ -130,7 +131,7 @@ def entry(machine: Machine, argv):
     if pid is None:
         raise StepFailed(f"{machine.name} is not running (start it with: lab/lab up)")
     namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
-    return ["nsenter", "--target", str(pid), *namespaces, "--wd=/root", "--", *map(str, argv)]
+    return ["nsenter", "--target", str(pid), *namespaces, "--wdns=/root", "--", *map(str, argv)]
 
 
 def execute(machine: Machine, argv, **kwargs):

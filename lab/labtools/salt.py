@@ -2,12 +2,13 @@
 
 import base64
 import json
+import os
 import secrets
 import subprocess
 
 from labtools import container
-from labtools.settings import CTL, LOG, MACHINES
-from labtools.steps import StepFailed
+from labtools.settings import CTL, LOG, MACHINES, VENV
+from labtools.steps import StepFailed, wait_until
 
 SITE_PILLAR = "/srv/pillar-site"
 CALL = ("salt-call", "--retcode-passthrough", "--state-output=changes", "--log-level=warning")
@@ -27,26 +28,32 @@ def bootstrap_master():
         (site / "access.sls").write_text(json.dumps({"ssh": {"authorized_keys": [public]}}))
     _minion_configuration()
     _call(CTL, *CALL, "--local", "--file-root=/srv/saltmarsh/salt", "--pillar-root=/srv/saltmarsh/pillar",
-          "state.apply", "salt.master", log="ctl-master")  # fmt: skip
+          "state.apply", "salt.master", log="master")  # fmt: skip
 
 
 def accept_minions():
-    """Make the machines' minion keys on the master, accept them there, and hand each machine its own and the master's."""
-    for machine in MACHINES.values():
-        if (machine.root / "etc/salt/pki/minion/minion.pem").exists():
-            continue
-        _call(CTL, "salt-key", "--quiet", f"--gen-keys={machine.name}", "--gen-keys-dir=/root/new-keys")
-        new = CTL.root / "root/new-keys"
+    """Make the machines' minion keys, accept them on the master, and give each machine its own and the master's."""
+    master = CTL.root / "etc/salt/pki/master"
+    # master.pub is a link to an absolute path inside.
+    wait_until(lambda: os.path.lexists(master / "master.pub"), 30, "salt-master makes its key")
+    master_key = container.execute(
+        CTL, ["cat", "/etc/salt/pki/master/master.pub"], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    new = [machine for machine in MACHINES.values() if not (machine.root / "etc/salt/pki/minion/minion.pem").exists()]
+    if not new:
+        return
+    generate = "import json, sys, salt.utils.cloud as c; json.dump([c.gen_keys(2048) for _ in sys.argv[1:]], sys.stdout)"
+    made = container.execute(
+        CTL, [f"{VENV}/bin/python", "-c", generate, *(machine.name for machine in new)], check=True, stdout=subprocess.PIPE
+    )
+    for machine, (private, public) in zip(new, json.loads(made.stdout), strict=True):
         pki = machine.root / "etc/salt/pki/minion"
         pki.mkdir(mode=0o700, parents=True, exist_ok=True)
-        public = (new / f"{machine.name}.pub").read_text()
-        (CTL.root / "etc/salt/pki/master/minions" / machine.name).write_text(public)
+        (pki / "minion.pem").touch(mode=0o400)
+        (pki / "minion.pem").write_text(private)
         (pki / "minion.pub").write_text(public)
-        (pki / "minion_master.pub").write_text((CTL.root / "etc/salt/pki/master/master.pub").read_text())
-        private = pki / "minion.pem"
-        private.touch(mode=0o400)
-        private.write_bytes((new / f"{machine.name}.pem").read_bytes())
-        (new / f"{machine.name}.pem").unlink()
+        (pki / "minion_master.pub").write_text(master_key)
+        (master / "minions" / machine.name).write_text(public)
 
 
 def start_minion(machine):
@@ -70,11 +77,14 @@ def _spawn(machine, argv):
         )
 
 
-def _call(machine, *argv, log=None):
-    with (LOG / f"{log or machine.name + '-bootstrap'}.log").open("ab") as output:
+def _call(machine, *argv, log="bootstrap"):
+    path = LOG / f"{machine.name}-{log}.log"
+    with path.open("ab") as output:
         output.write(f"\n$ {' '.join(argv)}\n".encode())
         output.flush()
-        container.execute(machine, argv, check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        done = container.execute(machine, argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    if done.returncode != 0:
+        raise StepFailed(f"exit status {done.returncode} on {machine.name} from: {' '.join(argv)[:120]} (log: {path})")
 
 
 def _minion_configuration():

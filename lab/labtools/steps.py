@@ -23,9 +23,9 @@ def step(title):
         print(" FAILED", flush=True)
         command = err.cmd if isinstance(err.cmd, str) else " ".join(map(str, err.cmd))
         raise StepFailed(f"{title}: exit status {err.returncode} from: {command[:200]} (log: {LOG}/commands.log)") from err
-    except BaseException:
+    except StepFailed as err:
         print(" FAILED", flush=True)
-        raise
+        raise StepFailed(f"{title}: {err}") from err
     print(f" {time.monotonic() - started:.1f} s", flush=True)
 
 
