@@ -1,0 +1,50 @@
+# Every target does its own set-up. "make" alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+READY := .venv/made
+TIERS ?= unit functional lab
+
+.PHONY: help venv test lint demo bench image docs lock clean python
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10 | sed 's/^/  make /'
+
+venv: $(READY) ## make .venv from the locked requirements
+$(READY): requirements/test.txt
+	@tools/venv
+
+# A tier starts only when the one before it has passed.
+test: $(READY) ## run every tier of tests, the fast ones first (TIERS="unit functional" for some)
+	@for tier in $(TIERS); do \
+	  echo "== tests/$$tier"; \
+	  .venv/bin/pytest tests/$$tier || { echo "make test: tests/$$tier failed" >&2; exit 1; }; \
+	done
+
+lint: $(READY) ## ruff, salt-lint, every SLS renders, changelog, reference
+	@tools/lint
+
+demo: python ## boot the lab, grow two nodes, run a job across them, shrink, print the seconds
+	@lab/demo
+
+bench: $(READY) ## print the table of ratios
+	@bench/run
+
+image: python ## build the golden image
+	@lab/lab image
+
+docs: $(READY) ## write docs/reference from the docstrings
+	@.venv/bin/python tools/reference.py
+
+lock: python ## resolve the requirements again, to the newest versions that fit
+	@python3 -m venv build/lock
+	@build/lock/bin/pip install --quiet uv
+	@tools/lock build/lock/bin/uv
+
+clean: ## remove what make made here (the lab has its own: lab/lab down, lab/lab clean)
+	@rm -rf .venv build dist saltmarsh.egg-info .pytest_cache .ruff_cache .hypothesis
+
+python:
+	@command -v python3 >/dev/null || tools/install python3 python3-venv
