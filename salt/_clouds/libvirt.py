@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import logging
 import os
+import socket
 import uuid
 
 import salt.config
@@ -116,14 +117,17 @@ def create(vm_):
         salt-cloud -p virtual vn001
         salt-cloud -m cloud.maps.d/example.map
     """
-    name = vm_["name"]
     _fire(vm_, "creating", "starting create")
-    # Not the active provider: that is one for all threads, and threads create machines of several providers at once.
-    hypervisors = _hypervisors(vm_["provider"])
-    spec = MachineSpec.read(vm_, f"{name} (profile {vm_.get('profile')})")
-    given = _identity(spec, vm_)
-    _fire(vm_, "requesting", "requesting instance")
-    machine = hypervisors.create(spec, given)
+    try:
+        # Not the active provider: there is one for all threads, and they may create machines of several providers.
+        hypervisors = _hypervisors(vm_["provider"])
+        spec = _spec(vm_)
+        given = _identity(spec, vm_)
+        _fire(vm_, "requesting", "requesting instance")
+        machine = hypervisors.create(spec, given)
+    except BaseException:
+        _forget_key(vm_)
+        raise
     _fire(vm_, "created", "created instance")
     return _shape(machine)
 
@@ -156,7 +160,7 @@ def list_nodes(call=None):
     """
     This cluster's machines, with the fields that salt-cloud has for all drivers.
 
-    A host that can't be reached is logged as an error, and its machines are missing: salt-cloud would take a query that
+    A host that can't be reached is logged as a warning, and its machines are missing: salt-cloud takes a query that
     fails for a provider without machines.
 
     :param str call: how salt-cloud came here
@@ -400,6 +404,18 @@ def _shape(machine):
     return shape
 
 
+def _spec(vm_):
+    """The machine that provider, profile and map entry ask for; without an address there, its name says it."""
+    what = f"{vm_['name']} (profile {vm_.get('profile')})"
+    if vm_.get("address"):
+        return MachineSpec.read(vm_, what)
+    try:
+        [address] = {found[4][0] for found in socket.getaddrinfo(vm_["name"], None, socket.AF_INET)}
+    except (OSError, ValueError) as err:
+        raise InvalidInput(f"{what}: address: not given, and the name does not resolve to one address") from err
+    return MachineSpec.read(vm_ | {"address": address}, what)
+
+
 def _identity(spec, vm_):
     """What the machine is told at boot, in the way its profile says its image understands."""
     minion = _minion(vm_) if vm_.get("pub_key") else None
@@ -426,6 +442,15 @@ def _minion(vm_):
         public_key=vm_["pub_key"],
         master_key=trusted,
     )
+
+
+def _forget_key(vm_):
+    """salt-cloud has accepted the key before it came here; a machine that isn't there must not have one."""
+    if not vm_.get("pub_key"):
+        return
+    config = vm_.get("minion") or {}
+    key = ".".join(filter(None, (config.get("id", vm_["name"]), config.get("append_domain"))))
+    salt.utils.cloud.remove_key(__opts__["pki_dir"], key)
 
 
 def _fire(vm_, tag, message):

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import libvirt
@@ -22,6 +23,7 @@ from saltmarsh.machine import Host, Image, Machine, PowerState
 log = logging.getLogger(__name__)
 
 _POOL_BUSY = 60  # seconds
+_FULL = 1024**2  # bytes: less than an empty overlay and a machine's other volumes take together
 _MIB = 1024  # KiB, libvirt's unit of memory
 _GIB = 1024**3  # bytes
 
@@ -57,7 +59,10 @@ class Hypervisors:
 
         :returns: a list, in the order of the configuration; empty if none answers
         """
-        return list(self._connect_to_reachable())
+        connections, silent = self._connect_to_reachable()
+        for err in silent:
+            log.warning("%s", err)
+        return list(connections)
 
     def hosts(self, hosts=None):
         """
@@ -67,7 +72,7 @@ class Hypervisors:
         :returns: a list of :class:`saltmarsh.machine.Host`
         :raises Unreachable: one of them doesn't answer
         """
-        return [self._host(name, connection) for name, connection in self._connect(hosts).items()]
+        return [asked.result() for asked in self._survey(self._connect(hosts))]
 
     def machines(self, hosts=None):
         """
@@ -113,8 +118,9 @@ class Hypervisors:
         :raises NotFound: no host has it
         :raises Unreachable: no host that answers has it, and not all answer
         """
-        host, _, domain = self._find(name)
-        return self._machine(host, domain)
+        host, connection, domain = self._find(name)
+        with asking(host, connection, f"can't look at {name}"):
+            return self._machine(host, domain)
 
     def place(self, spec):
         """
@@ -149,6 +155,7 @@ class Hypervisors:
             image_directory, disk_directory = (
                 _pool_directory(host, connection, pool) for pool in (self.config.image_pool, self.config.disk_pool)
             )
+            self._refuse_strays(host, connection, spec.name)
             with asking(host, connection, f"can't define {spec.name}"):
                 domain = connection.defineXML(
                     xml.domain_xml(spec, self.config.cluster, identity, image_directory, disk_directory)
@@ -157,7 +164,7 @@ class Hypervisors:
             self._make_volumes(host, connection, spec, identity)
             with asking(host, connection, f"can't start {spec.name}"):
                 domain.create()
-            return self._machine(host, domain)
+                return self._machine(host, domain)
         except BaseException:
             try:
                 self._remove(host, connection, spec.name)
@@ -239,14 +246,15 @@ class Hypervisors:
         return {host: link(self.config.hosts[host].uri).wait(host) for host in hosts}
 
     def _connect_to_reachable(self):
+        """Connections by host name, and why there is none to the other hosts."""
         self._begin(self.config.hosts)
-        connections = {}
+        connections, silent = {}, []
         for host in self.config.hosts:
             try:
                 connections |= self._connect([host])
             except Unreachable as err:
-                log.warning("%s", err)
-        return connections
+                silent.append(err)
+        return connections, silent
 
     def _host(self, name, connection):
         with asking(name, connection, "can't take stock of memory"):
@@ -321,8 +329,21 @@ class Hypervisors:
                 if _volume(pool, name) is None:
                     raise ProviderError(f"{host}: {name} is not in storage pool {self.config.image_pool}")
 
+    def _survey(self, connections):
+        """Ask all hosts at once: each one answers no sooner than the domains that start on it just now have started."""
+        with ThreadPoolExecutor(len(connections)) as pool:
+            return [pool.submit(self._host, name, connection) for name, connection in connections.items()]
+
     def _place(self, spec, connections):
-        hosts = [self._host(name, connection) for name, connection in connections.items()]
+        hosts, unasked = [], []
+        for asked in self._survey(connections):
+            try:
+                hosts.append(asked.result())
+            except Unreachable as err:
+                log.warning("Not a candidate for %s: %s", spec.name, err)
+                unasked.append(err)
+        if not hosts:
+            raise unasked[0]
         fitting = [host for host in hosts if host.memory_free >= spec.memory and host.cpus >= spec.cpus]
         if not fitting:
             left = ", ".join(f"{host.name} has {host.memory_free} MiB and {host.cpus} CPUs" for host in hosts)
@@ -330,10 +351,23 @@ class Hypervisors:
         return max(fitting, key=lambda host: host.memory_free)
 
     def _refuse_existing(self, name):
-        for host, connection in self._connect_to_reachable().items():
+        connections, _ = self._connect_to_reachable()
+        for host, connection in connections.items():
             with asking(host, connection, f"can't look for {name}"):
                 if or_none(lambda: connection.lookupByName(name), libvirt.VIR_ERR_NO_DOMAIN):  # noqa: B023
                     raise ProviderError(f"{host} already has a domain {name}")
+
+    def _refuse_strays(self, host, connection, name):
+        """Volumes without a domain may belong to a machine on a host that is down; ours would be removed with them."""
+        with asking(host, connection, f"can't look into storage pool {self.config.disk_pool}"):
+            pool = connection.storagePoolLookupByName(self.config.disk_pool)
+            strays = _volumes_of(pool, name)
+        if strays:
+            names = ", ".join(volume.name() for volume in strays)
+            raise ProviderError(
+                f"{host}: storage pool {self.config.disk_pool} has {names}, but there is no domain {name}; "
+                "if no other host uses them, remove them by hand"
+            )
 
     @contextlib.contextmanager
     def _placing(self):
@@ -371,7 +405,7 @@ class Hypervisors:
 
     @contextlib.contextmanager
     def _writing(self, host, connection, name):
-        """Says how much space was left if a volume can't be written: what QEMU's tools say about that varies."""
+        """Says so if there was no space for a volume: QEMU's tools and libvirt's streams each say it their own way."""
         try:
             with asking(host, connection, f"can't make {name} in storage pool {self.config.disk_pool}"):
                 yield
@@ -380,7 +414,11 @@ class Hypervisors:
                 pool = connection.storagePoolLookupByName(self.config.disk_pool)
                 _refresh(pool)
                 left = pool.info()[3]
-            raise ProviderError(f"{err} ({left // 1024**2} MiB are left there)") from err
+            if left < _FULL:
+                raise NoCapacity(
+                    f"{host}: storage pool {self.config.disk_pool} is full ({left // 1024} KiB left), can't make {name}"
+                ) from err
+            raise
 
     def _remove(self, host, connection, name):
         domain = self._lookup(host, connection, name)
@@ -390,13 +428,11 @@ class Hypervisors:
             if domain.isActive():
                 or_none(domain.destroy, libvirt.VIR_ERR_OPERATION_INVALID)  # it has stopped meanwhile
             pool = connection.storagePoolLookupByName(self.config.disk_pool)
-            _refresh(pool)
-            for volume in pool.listAllVolumes():
-                if volume.name().startswith(f"{name}."):
-                    or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
-            left = [volume for volume in pool.listVolumes() if volume.startswith(f"{name}.")]
-            if left:
-                raise ProviderError(f"{host}: storage pool {self.config.disk_pool} still has {', '.join(left)}")
+            for volume in _volumes_of(pool, name):
+                or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
+            if left := _volumes_of(pool, name):
+                names = ", ".join(volume.name() for volume in left)
+                raise ProviderError(f"{host}: storage pool {self.config.disk_pool} still has {names}")
             flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             if xml.has_nvram(domain.XMLDesc()):
                 flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
@@ -433,6 +469,12 @@ def _volume(pool, name):
         if volume:
             return volume
     return None
+
+
+def _volumes_of(pool, name):
+    """All volumes of a machine that are there now; also what QEMU or virtlogd have made of their own."""
+    _refresh(pool)
+    return [volume for volume in pool.listAllVolumes() if volume.name().startswith(f"{name}.")]
 
 
 def _refresh(pool):
