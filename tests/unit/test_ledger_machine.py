@@ -75,8 +75,10 @@ class LedgerMachine(RuleBasedStateMachine):
             operation, _ = self.ledger.claim("grow", POOL, names=names)
             self.begun(operation, names, State.CLAIMED)
 
-    @rule(names=some_names, expect=st.sets(st.sampled_from(State), min_size=1), to=st.sampled_from(State))
-    def begin(self, names, expect, to):
+    @rule(data=st.data(), expect=st.sets(st.sampled_from(State), min_size=4), to=st.sampled_from(State))
+    def begin(self, data, expect, to):
+        idle = sorted(self.state.keys() - self.holder.keys())
+        names = data.draw((st.sets(st.sampled_from(idle), min_size=1) if idle else st.nothing()) | some_names)
         allowed = all(
             self.state.get(name) in expect and name not in self.holder and to in TRANSITIONS[self.state[name]]
             for name in names

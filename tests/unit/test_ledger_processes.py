@@ -61,6 +61,10 @@ def killed(function, *args):
     assert (end.si_code, end.si_status) == (os.CLD_KILLED, signal.SIGKILL)
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -101,16 +105,28 @@ def test_a_claim_killed_halfway_leaves_nothing(call, path, pool):
 
 
 def _claim_and_die(path, pool, call):
-    """Die when the claim asks for an address, which it does for each name before and after its first row is written."""
+    Ledger(path).claim("grow", _fateful(pool, call, die), count=4)
+
+
+def _fateful(pool, call, fate):
+    """A pool to which something happens when it is asked for an address, as a claim does before and after it writes."""
     calls = itertools.count(1)
 
     def address_of(name):
         if next(calls) == call:
-            die()
+            fate()
         return pool.address_of(name)
 
-    deadly = SimpleNamespace(**{**dict(pool), "nodeset": pool.nodeset, "address_of": address_of})
-    Ledger(path).claim("grow", deadly, count=4)
+    return SimpleNamespace(**{**dict(pool), "nodeset": pool.nodeset, "address_of": address_of})
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_claim_interrupted_halfway_leaves_nothing(call, path, pool):
+    with Ledger(path) as ledger:
+        with pytest.raises(KeyboardInterrupt):
+            ledger.claim("grow", _fateful(pool, call, interrupt), count=4)
+        assert ledger.nodes() == ledger.operations(unfinished=False) == ledger.history("vn001") == ()
+        assert len(ledger.claim("grow", pool, count=4)[1]) == 4
 
 
 @pytest.mark.parametrize("steps", range(1, 40, 3))

@@ -221,7 +221,13 @@ def test_a_hostlist_that_is_none_is_refused_in_one_line(text):
     assert len(str(raised.value)) < 300
 
 
-@given(st.text(alphabet="vn019[]-,x", max_size=20))
+ranges = r"\[[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)?\]"
+
+
+@given(
+    st.from_regex(rf"[a-c]{{1,2}}({ranges})?(-x({ranges})?)?(,[a-c]{{1,2}}({ranges})?)?", fullmatch=True)
+    | st.text(alphabet="vn019[]-,x", max_size=20)
+)
 def test_a_hostlist_is_refused_or_means_what_clustershell_says(text):
     try:
         nodes = parse_nodes(text)
