@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ClusterShell.NodeSet import NodeSet
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 
 class State(enum.StrEnum):
@@ -107,6 +107,16 @@ class Transition:
     host: str | None
     reason: str
     operation: int | None
+
+
+def nodeset(names):
+    """
+    Names as a NodeSet, which prints as a hostlist; none of them is ever looked up as a group.
+
+    :param names: an iterable of node names or addresses
+    :rtype: ClusterShell.NodeSet.NodeSet
+    """
+    return NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP)
 
 
 def _stat(pid):
