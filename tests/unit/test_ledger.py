@@ -198,10 +198,10 @@ def test_a_node_moves_only_as_the_model_says(before, to, ledger, bring):
 
 def test_a_move_is_for_all_nodes_or_for_none(ledger, bring):
     operation = bring("vn[001-002]", State.CREATING)
-    ledger.move(operation, ["vn001"], State.BOOTING)
-    with pytest.raises(Conflict, match=r"^can't become booting: vn001 booting$"):
+    ledger.move(operation, ["vn001"], State.DESTROYING)
+    with pytest.raises(Conflict, match=r"^can't become booting: vn001 destroying$"):
         ledger.move(operation, NodeSet("vn[001-002]"), State.BOOTING)
-    assert states(ledger) == {"vn001": State.BOOTING, "vn002": State.CREATING}
+    assert states(ledger) == {"vn001": State.DESTROYING, "vn002": State.CREATING}
 
 
 def test_a_node_keeps_its_host_until_it_gets_another(ledger, bring):

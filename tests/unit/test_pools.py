@@ -109,6 +109,7 @@ MISTAKES = [
     ("pools:osg:addresses", "10.77.0.9-12", "elastic:pools:osg:addresses: 10.77.0.12 belongs to host hv2"),
     ("pools:osg:addresses", "10.77.0.251-254", "elastic:pools:osg:addresses: 10.77.0.254 belongs to the gateway"),
     ("pools:osg:addresses", "10.78.0.1-4", "osg:addresses: 10.78.0.[1-4] lies outside the network 10.77.0.0/24"),
+    ("pools:osg:addresses", "10.77.0.[0,3-5]", "osg:addresses: 10.77.0.0 lies outside the network 10.77.0.0/24"),
     ("pools:osg:addresses", "10.77.0.252-255", "osg:addresses: 10.77.0.255 lies outside the network 10.77.0.0/24"),
     ("pools:osg:image", "../node.qcow2", "osg:image: expected the name of an image, without a directory, got '../node"),
     ("pools:osg:profile", "", "elastic:pools:osg:profile: expected the name of a salt-cloud profile, got ''"),

@@ -12,12 +12,13 @@ import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from saltmarsh.errors import Conflict, InvalidInput, LedgerError, NotEnoughFree
-from saltmarsh.model import TRANSITIONS, Node, Operation, Owner, State, Transition
+from saltmarsh.model import TRANSITIONS, Node, Operation, Owner, State, Transition, nodeset
 
 KEEP = object()
 """The value of ``host`` that leaves a node's host as it is."""
@@ -89,7 +90,8 @@ class Ledger:
     """
     The ledger, in one file on a local disk (SQLite's WAL does not work over NFS).
 
-    It belongs to the process that opened it; the threads of that process may share it.
+    It belongs to the process that opened it; the threads of that process may share it. All its processes must see each
+    other in /proc (one pid namespace), or they take each other for dead.
 
     :param path: the file; created, readable by its owner alone, if it is not there
     :raises LedgerError: it can't be made or read, is no ledger, is damaged, or was written by a newer version
@@ -146,7 +148,7 @@ class Ledger:
         asked = len(eligible) if count is None else count
         least = asked if minimum is None else minimum
         if foreign := eligible.difference(pool.nodes):
-            raise InvalidInput(f"{_fold(foreign)} is not of pool {pool.name}, whose nodes are {pool.nodeset}")
+            raise InvalidInput(f"{nodeset(foreign)} is not of pool {pool.name}, whose nodes are {pool.nodeset}")
         if asked < 1 or not 1 <= least <= asked:
             raise InvalidInput(f"pool {pool.name}: at least {least} of {asked} nodes can't be claimed")
         with self._transaction() as database:
@@ -160,11 +162,8 @@ class Ledger:
                 Node(name, pool.name, pool.address_of(name), State.CLAIMED, at, None, reason, operation.id)
                 for name in chosen
             )
-            database.executemany(
-                "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                ((n.name, n.pool, n.address, n.state, n.since, n.host, n.reason, n.operation) for n in nodes),
-            )
-            _record(database, [(n.name, at, State.FREE, n.state, None, reason, n.operation) for n in nodes])
+            database.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(astuple, nodes))
+            _record(database, [(name, at, State.FREE, State.CLAIMED, None, reason, operation.id) for name in chosen])
         return operation, nodes
 
     def begin(self, verb, pool, names, *, expect, to, reason=""):
@@ -187,13 +186,12 @@ class Ledger:
         with self._transaction() as database:
             rows = _rows(database, names)
             if foreign := {name for name, row in rows.items() if row["pool"] != pool}:
-                raise InvalidInput(f"{_fold(foreign)} is not of pool {pool}")
+                raise InvalidInput(f"{nodeset(foreign)} is not of pool {pool}")
             if wrong := {name for name, row in rows.items() if row["state"] not in expect}:
                 raise Conflict(f"expected {' or '.join(sorted(expect))}: {_states(wrong, rows)}")
-            if held := {name for name, row in rows.items() if row["operation"] is not None}:
-                holders = {rows[name]["operation"] for name in held}
-                holder = ", ".join(_describe(_operation(database, number)) for number in sorted(holders))
-                raise Conflict(f"{_states(held, rows)}: held by {holder}")
+            if held := {name: row["operation"] for name, row in rows.items() if row["operation"] is not None}:
+                holders = ", ".join(_describe(_operation(database, number)) for number in sorted(set(held.values())))
+                raise Conflict(f"{_states(held, rows)}: held by {holders}")
             operation = _insert_operation(database, verb, pool, names)
             _shift(database, operation, rows, to, host=KEEP, reason=reason)
             nodes = tuple(map(_node, _rows(database, names).values()))
@@ -291,7 +289,7 @@ class Ledger:
         :rtype: ClusterShell.NodeSet.NodeSet
         """
         taken = {row["name"] for row in self._query("SELECT name FROM nodes")}
-        return _fold(name for name in pool.nodes if name not in taken)
+        return nodeset(name for name in pool.nodes if name not in taken)
 
     def operations(self, *, unfinished=True):
         """
@@ -318,17 +316,11 @@ class Ledger:
         :param str name: the node's name
         :rtype: tuple[Transition, ...]
         """
+        rows = self._query(
+            "SELECT name, at, before, after, host, reason, operation FROM history WHERE name = ? ORDER BY id", (name,)
+        )
         return tuple(
-            Transition(
-                row["name"],
-                row["at"],
-                State(row["before"]),
-                State(row["after"]),
-                row["host"],
-                row["reason"],
-                row["operation"],
-            )
-            for row in self._query("SELECT * FROM history WHERE name = ? ORDER BY id", (name,))
+            Transition(**{**row, "before": State(row["before"]), "after": State(row["after"])}) for row in rows
         )
 
     def _prepare(self):
@@ -415,7 +407,7 @@ def _insert_operation(database, verb, pool, names):
     (number,) = database.execute(
         "INSERT INTO operations (verb, pool, nodes, pid, pid_started, boot_id, started) "
         "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        (verb, pool, str(_fold(names)), owner.pid, owner.started, owner.boot_id, time.time()),
+        (verb, pool, str(nodeset(names)), owner.pid, owner.started, owner.boot_id, time.time()),
     ).fetchone()
     return _operation(database, number)
 
@@ -440,7 +432,7 @@ def _shift(database, operation, rows, to, *, host, reason):
     if stuck := {name for name, row in rows.items() if to not in TRANSITIONS[State(row["state"])]}:
         raise Conflict(f"can't become {to}: {_states(stuck, rows)}")
     if to is State.FAILED and not reason:
-        raise InvalidInput(f"{_fold(rows)} can't become failed without a reason")
+        raise InvalidInput(f"{nodeset(rows)} can't become failed without a reason")
     at = time.time()
     hosts = {name: row["host"] if host is KEEP else host for name, row in rows.items()}
     _record(database, [(name, at, row["state"], to, hosts[name], reason, operation.id) for name, row in rows.items()])
@@ -468,7 +460,7 @@ def _rows(database, names):
     )
     rows = {row["name"]: row for row in found}
     if free := names - rows.keys():
-        raise Conflict(f"{_fold(free)} is free")
+        raise Conflict(f"{nodeset(free)} is free")
     return rows
 
 
@@ -499,8 +491,4 @@ def _states(names, rows):
     by_state = {}
     for name in names:
         by_state.setdefault(rows[name]["state"], []).append(name)
-    return ", ".join(f"{_fold(members)} {state}" for state, members in sorted(by_state.items()))
-
-
-def _fold(names):
-    return NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP)
+    return ", ".join(f"{nodeset(members)} {state}" for state, members in sorted(by_state.items()))

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from saltmarsh.errors import InvalidInput, PillarError
+from saltmarsh.model import nodeset
 
 MOST_NAMES = 100_000
 
@@ -53,7 +54,7 @@ def parse_nodes(text):
     :raises InvalidInput: not a hostlist, a name that no node can have, or more than 100000 names
     """
     try:
-        return _fold(_node_names(text))
+        return nodeset(_node_names(text))
     except ValueError as err:
         raise InvalidInput(f"{_short(text)} is not a hostlist such as vn[001-004]: {err}") from err
 
@@ -107,10 +108,6 @@ def _size(token):
     return sum(max(1, bounds[-1] - bounds[0] + 1) for bounds in ranges) or 1
 
 
-def _fold(names):
-    return NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP)
-
-
 def _short(value):
     return reprlib.repr(value)
 
@@ -139,6 +136,12 @@ def _word(value):
 def _partition(value):
     if _word(value).lower() == "default":
         raise ValueError("Slurm takes this word for the defaults of all partitions")
+    return value
+
+
+def _directory(value):
+    if not value.startswith("/"):
+        raise ValueError
     return value
 
 
@@ -174,6 +177,7 @@ def _addresses(value):
 Label = Annotated[str, Strict(), AfterValidator(_label)]
 Word = Annotated[str, Strict(), AfterValidator(_word)]
 Partition = Annotated[str, Strict(), AfterValidator(_partition)]
+Directory = Annotated[str, Strict(), AfterValidator(_directory)]
 Address = Annotated[str, Strict(), AfterValidator(_address)]
 WholeNumber = Annotated[int, Field(strict=True, gt=0)]
 
@@ -237,7 +241,7 @@ class Pool(_Frozen):
     @property
     def nodeset(self):
         """All names of the pool, as a NodeSet."""
-        return _fold(self.nodes)
+        return nodeset(self.nodes)
 
     def address_of(self, node):
         """
@@ -263,6 +267,9 @@ class Site(_Frozen):
     controller: Host
     network: Network
     hosts: dict[str, Host] = Field(description="hypervisors by name")
+    state_dir: Directory = Field(
+        "/var/lib/saltmarsh", description="the absolute path of a directory on a local disk of the master"
+    )
     pools: dict[str, Pool] = Field(min_length=1, description="one or more pools by name")
 
     @classmethod
@@ -385,19 +392,19 @@ def _mistakes(site):
         yield from _clashes(f"{key}:nodes", pool.nodes, names, f"pool {pool.name}")
         yield from _clashes(f"{key}:addresses", pool.addresses, addresses, f"pool {pool.name}")
         if outside := [address for address in pool.addresses if not _inside(site.subnet, address)]:
-            yield f"{key}:addresses: {_fold(outside)} lies outside the network {site.subnet}"
+            yield f"{key}:addresses: {nodeset(outside)} lies outside the network {site.subnet}"
 
 
 def _clashes(key, items, owners, owner):
     """Report items that stand in a pool twice or belong to another owner; the rest becomes this owner's."""
     if repeated := [item for item, count in Counter(items).items() if count > 1]:
-        yield f"{key}: {_fold(repeated)} stands in it more than once"
+        yield f"{key}: {nodeset(repeated)} stands in it more than once"
     taken = {}
     for item in dict.fromkeys(items):
         if owners.setdefault(item, owner) != owner:
             taken.setdefault(owners[item], []).append(item)
     for other, theirs in taken.items():
-        yield f"{key}: {_fold(theirs)} belongs to {other}"
+        yield f"{key}: {nodeset(theirs)} belongs to {other}"
 
 
 def _inside(subnet, address):
