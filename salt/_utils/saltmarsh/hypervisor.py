@@ -79,7 +79,7 @@ class Hypervisors:
         This cluster's machines.
 
         :param list hosts: names of the hosts to ask; all if not given
-        :returns: a list of :class:`saltmarsh.machine.Machine`
+        :returns: a list of :class:`saltmarsh.machine.Machine`, by name
         :raises Unreachable: one of them doesn't answer
         """
         found = []
@@ -87,7 +87,7 @@ class Hypervisors:
             with asking(host, connection, "can't list domains"):
                 each = (self._machine(host, domain) for domain in connection.listAllDomains())
                 found += [machine for machine in each if machine]
-        return found
+        return sorted(found, key=lambda machine: machine.name)
 
     def images(self, hosts=None):
         """

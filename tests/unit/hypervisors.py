@@ -1,0 +1,68 @@
+"""Hosts for tests: libvirt's own test driver, which is libvirt with hypervisors that live in this process's memory."""
+
+from saltmarsh.machine import MachineSpec, ProviderConfig
+
+IMAGE_GIB = 2
+
+_HOST = """
+<node>
+  <cpu><mhz>2000</mhz><model>i686</model><active>4</active><nodes>1</nodes><sockets>1</sockets><cores>4</cores>
+    <threads>1</threads></cpu>
+  <memory>{memory}</memory>
+  <pool type='dir'><name>images</name><target><path>/srv/images</path></target>
+    {images}
+  </pool>
+  <pool type='dir'><name>nodes</name><target><path>/srv/nodes</path></target></pool>
+  {domains}
+</node>
+"""
+_IMAGE = """<volume><name>{}</name><capacity unit='GiB'>{}</capacity><target><format type='qcow2'/></target></volume>"""
+_DOMAIN = """<domain type='test'><name>{}</name><memory unit='MiB'>{}</memory><os><type>hvm</type></os></domain>"""
+
+
+def host_uri(directory, name, memory=4096, images=("golden.qcow2",), foreign=None):
+    """
+    The URI of a new host with ``memory`` MiB, 4 CPUs, these images, and ``foreign`` domains of other people.
+
+    :param dict foreign: name to MiB
+    """
+    definition = directory / f"{name}.xml"
+    definition.write_text(
+        _HOST.format(
+            memory=memory * 1024,
+            images="".join(_IMAGE.format(image, IMAGE_GIB) for image in images),
+            domains="".join(_DOMAIN.format(*each) for each in (foreign or {}).items()),
+        )
+    )
+    return f"test://{definition}"
+
+
+def provider(uris, **changes):
+    """A provider configuration for these hosts (name to URI)."""
+    hosts = {name: {"uri": uri} for name, uri in uris.items()}
+    values = {"cluster": "lab", "hosts": hosts, "image_pool": "images", "disk_pool": "nodes", "reserved_memory": 1024}
+    return ProviderConfig.read(values | changes, "provider")
+
+
+def profile(**changes):
+    """What salt-cloud would hand over for one machine; a change to None takes a key away."""
+    values = {
+        "name": "vn001",
+        "image": "golden.qcow2",
+        "cpus": 1,
+        "memory": 256,
+        "address": "10.77.0.101",
+        "network": {
+            "bridge": "br0",
+            "prefix": 24,
+            "gateway": "10.77.0.254",
+            "nameservers": ["10.77.0.1"],
+            "domain": "lab",
+        },
+    }
+    return {key: value for key, value in (values | changes).items() if value is not None}
+
+
+def spec(number=1, **changes):
+    """Machine vn001, vn002, ... with its address."""
+    return MachineSpec.read(profile(name=f"vn{number:03}", address=f"10.77.0.{100 + number}", **changes), "profile")
