@@ -1,12 +1,15 @@
 """Pools in pillar: what is read, and what each mistake is told."""
 
+import re
+
 import pytest
+import yaml
 from ClusterShell.NodeSet import NodeSet
 from hypothesis import given
 from hypothesis import strategies as st
 
 from saltmarsh.errors import InvalidInput, PillarError
-from saltmarsh.pools import Site, parse_count_or_nodes, parse_nodes
+from saltmarsh.pools import Limits, Network, Pool, Site, parse_count_or_nodes, parse_nodes
 
 
 def test_the_first_node_has_the_first_address(site):
@@ -256,3 +259,32 @@ NEITHER = [
 def test_what_is_neither_count_nor_hostlist_is_refused_in_one_line(value):
     with pytest.raises(InvalidInput, match=r"^expected a number of nodes above 0 or a hostlist such as .*, got "):
         parse_count_or_nodes(value)
+
+
+def test_the_lab_has_the_names_that_scripts_elsewhere_rely_on(checkout):
+    site = Site.from_pillar(yaml.safe_load((checkout / "pillar" / "elastic.sls").read_text()))
+    assert (site.controller.name, site.controller.address, str(site.subnet)) == ("ctl", "10.77.0.1", "10.77.0.0/24")
+    assert {host.name: host.address for host in site.hosts.values()} == {"hv1": "10.77.0.11", "hv2": "10.77.0.12"}
+    pool = site.pool("virtual")
+    assert (str(pool.nodeset), pool.address_of("vn016")) == ("vn[001-016]", "10.77.0.116")
+    assert (pool.cpus, pool.memory, pool.partition) == (1, 256, "virtual")
+
+
+def test_the_example_of_the_manual_is_right_and_its_mistakes_are_told_as_it_says(checkout):
+    manual = (checkout / "docs" / "howto" / "pools.md").read_text()
+    pillar = yaml.safe_load(re.search(r"```yaml\n(.*?)```", manual, re.DOTALL)[1])
+    Site.from_pillar(pillar)
+    osg = pillar["elastic"]["pools"]["osg"]
+    told = []
+    for spoilt in ({"addresses": osg["addresses"][:2]}, {"memory": "8G"}):
+        with pytest.raises(PillarError) as raised:
+            Site.from_pillar({"elastic": pillar["elastic"] | {"pools": {"osg": osg | spoilt}}})
+        told.append(str(raised.value))
+    assert all(line in manual for line in told)
+
+
+def test_the_manual_tells_every_key(checkout):
+    manual = (checkout / "docs" / "howto" / "pools.md").read_text()
+    keys = [*Site.model_fields, *(f"network:{key}" for key in Network.model_fields)]
+    keys += [*Pool.model_fields, *(f"limits:{key}" for key in Limits.model_fields)]
+    assert [key for key in keys if f"| `{key}` |" not in manual] == ["network", "name", "limits"]
