@@ -10,7 +10,6 @@ site:
 
 dns:
   nameservers: [10.77.0.1]
-  hostsdir: /var/lib/saltmarsh/dns
 
 chrony:
   servers: [10.77.0.1]
@@ -22,7 +21,7 @@ nfs:
   server: 10.77.0.1
   exports:                        # directory on the server: pseudo path, mount point, access
     /srv/export/home: {pseudo: /home, mount: /home, access: RW}
-    /srv/export/shared: {pseudo: /shared, mount: /shared, access: RW}
+    /srv/export/shared: {pseudo: /shared, mount: /shared, access: RW, gate: write}
     /srv/export/software: {pseudo: /software, mount: /software, access: RO}
 
 users:

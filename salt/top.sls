@@ -27,3 +27,4 @@ base:
     - nfs.client
     - munge
     - slurm.node
+    - gate

@@ -1,5 +1,5 @@
 # dnsmasq serves the site's machines, and the nodes from a directory that the ledger's operations keep.
-{%- set hostsdir = salt['pillar.get']('dns:hostsdir') %}
+{%- set hostsdir = salt['pillar.get']('elastic:state_dir', '/var/lib/saltmarsh') ~ '/dns' %}
 
 dnsmasq:
   pkg.installed: []

@@ -144,18 +144,8 @@ class Ledger:
         :raises NotEnoughFree: fewer are free, or the pool's ``max_nodes`` leaves no room for them
         :raises Conflict: a name is taken, or another node has the address that pillar gives it
         """
-        eligible = set(pool.nodes if names is None else names)
-        asked = len(eligible) if count is None else count
-        least = asked if minimum is None else minimum
-        if foreign := eligible.difference(pool.nodes):
-            raise InvalidInput(f"{nodeset(foreign)} is not of pool {pool.name}, whose nodes are {pool.nodeset}")
-        if asked < 1 or not 1 <= least <= asked:
-            raise InvalidInput(f"pool {pool.name}: at least {least} of {asked} nodes can't be claimed")
         with self._transaction() as database:
-            rows = {row["name"]: row for row in database.execute("SELECT * FROM nodes")}
-            if names is not None and minimum is None and not eligible.isdisjoint(rows):
-                raise Conflict(f"pool {pool.name}: not free: {_states(eligible & rows.keys(), rows)}")
-            chosen = _first_free(pool, eligible, rows, asked, least)
+            chosen = _choose(database, pool, count, names, minimum)
             operation = _insert_operation(database, verb, pool.name, chosen)
             at = operation.started
             nodes = tuple(
@@ -165,6 +155,15 @@ class Ledger:
             database.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(astuple, nodes))
             _record(database, [(name, at, State.FREE, State.CLAIMED, None, reason, operation.id) for name in chosen])
         return operation, nodes
+
+    def claimable(self, pool, *, count=None, names=None, minimum=None):
+        """
+        The names that :meth:`claim` would take now, in the pool's order; takes none. Arguments and errors are the same.
+
+        :rtype: tuple[str, ...]
+        """
+        with self._transaction() as database:
+            return tuple(_choose(database, pool, count, names, minimum))
 
     def begin(self, verb, pool, names, *, expect, to, reason=""):
         """
@@ -379,6 +378,21 @@ def _create(path):
             database.executescript(_SCHEMA)
         with suppress(FileExistsError):
             os.link(fresh, path)
+
+
+def _choose(database, pool, count, names, minimum):
+    """The names that a claim with these arguments takes."""
+    eligible = set(pool.nodes if names is None else names)
+    asked = len(eligible) if count is None else count
+    least = asked if minimum is None else minimum
+    if foreign := eligible.difference(pool.nodes):
+        raise InvalidInput(f"{nodeset(foreign)} is not of pool {pool.name}, whose nodes are {pool.nodeset}")
+    if asked < 1 or not 1 <= least <= asked:
+        raise InvalidInput(f"pool {pool.name}: at least {least} of {asked} nodes can't be claimed")
+    rows = {row["name"]: row for row in database.execute("SELECT * FROM nodes")}
+    if names is not None and minimum is None and not eligible.isdisjoint(rows):
+        raise Conflict(f"pool {pool.name}: not free: {_states(eligible & rows.keys(), rows)}")
+    return _first_free(pool, eligible, rows, asked, least)
 
 
 def _first_free(pool, eligible, rows, asked, least):

@@ -32,14 +32,15 @@ TRANSITIONS = {
     State.FREE: {State.CLAIMED},
     State.CLAIMED: {State.CREATING, State.DESTROYING, State.FAILED},
     State.CREATING: {State.BOOTING, State.DESTROYING, State.FAILED},
-    State.BOOTING: {State.READY, State.DESTROYING, State.FAILED},
+    # To itself: how far it has come, with a reason that says so.
+    State.BOOTING: {State.BOOTING, State.READY, State.DESTROYING, State.FAILED},
     State.READY: {State.DRAINING, State.SUSPENDING, State.DESTROYING, State.FAILED},
     State.DRAINING: {State.READY, State.DESTROYING, State.FAILED},
     State.SUSPENDING: {State.SUSPENDED, State.READY, State.FAILED},
     State.SUSPENDED: {State.RESUMING, State.DESTROYING, State.FAILED},
     State.RESUMING: {State.READY, State.SUSPENDED, State.FAILED},
     State.DESTROYING: {State.FREE, State.FAILED},
-    State.FAILED: {State.DESTROYING, State.READY, State.BOOTING},
+    State.FAILED: {State.DRAINING, State.DESTROYING, State.READY},
 }
 
 

@@ -1,0 +1,77 @@
+"""
+The daemon in the master that brings nodes into the cluster.
+
+It joins nodes that have started, in batches, and takes over operations whose process died. Events only tell it to look:
+what it does follows from the ledger and from what the minions answer themselves.
+"""
+
+import logging
+import time
+
+import salt.utils.event
+
+from saltmarsh import joining, recovery
+from saltmarsh.controller import Controller
+from saltmarsh.errors import SaltmarshError
+
+log = logging.getLogger(__name__)
+
+NUDGE = "saltmarsh/nudge"
+# Nodes that start together are joined together.
+_SETTLE = 0.2
+_RETRY = 10
+
+
+def start(interval=15):
+    """
+    Run for as long as the master runs.
+
+    interval
+        Seconds between looks at everything, whether or not an event asks for one.
+
+    CLI Example:
+
+    .. code-block:: yaml
+
+        engines:
+          - elastic:
+              interval: 15
+    """
+    while True:
+        try:
+            _serve(interval)
+        except SaltmarshError as err:
+            # Pillar or the ledger is not usable: an administrator has to act, and is told again and again.
+            log.error("engine elastic waits: %s", err)
+        time.sleep(_RETRY)
+
+
+def _serve(interval):
+    controller = Controller.open(__opts__)
+    with joining.exclusively(controller.site.state_dir) as alone:
+        if not alone:
+            log.info("engine elastic waits: another process joins nodes")
+            return
+        joiner = joining.Joiner(controller)
+        with salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus:
+            bus.subscribe(NUDGE)
+            look_at = 0.0
+            while True:
+                hinted = _hints(bus)
+                if hinted:
+                    joiner.look(hinted)
+                if time.monotonic() >= look_at:
+                    recovery.recover_abandoned(controller)
+                    joiner.look()
+                    look_at = time.monotonic() + interval
+
+
+def _hints(bus):
+    """Names that events of one moment hint at; none after a second without events."""
+    hinted = set()
+    event = bus.get_event(tag=NUDGE, wait=1)
+    while event:
+        nodes = event.get("nodes")
+        hinted |= {name for name in nodes if isinstance(name, str)} if isinstance(nodes, list) else set()
+        event = bus.get_event(tag=NUDGE, wait=_SETTLE)
+    return hinted

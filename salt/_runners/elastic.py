@@ -1,0 +1,220 @@
+"""
+Grow and shrink a Slurm cluster with virtual machines.
+
+Every function takes ``--out json``; progress goes to standard error. An error is one line, and a non-zero exit status:
+2 where an argument or pillar is not acceptable (nothing was changed), 1 otherwise.
+"""
+
+import functools
+import logging
+import os
+import sys
+import time
+
+import salt.utils.event
+from salt.exceptions import SaltException
+
+from saltmarsh import growing, recovery, reporting, shrinking
+from saltmarsh.controller import Controller
+from saltmarsh.errors import InvalidInput, SaltmarshError
+from saltmarsh.pools import parse_count_or_nodes, parse_nodes
+
+log = logging.getLogger(__name__)
+
+NUDGE = "saltmarsh/nudge"
+
+
+def _command(function):
+    """Errors as one line and an exit status, not as a traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        # Salt adds its own to what a reactor or an API passes.
+        kwargs = {key: value for key, value in kwargs.items() if not key.startswith("__")}
+        try:
+            return function(*args, **kwargs)
+        except (SaltmarshError, SaltException) as err:
+            retcode = 2 if isinstance(err, InvalidInput) else 1
+            __context__["retcode"] = retcode
+            return {"error": str(err), "retcode": retcode}
+
+    return wrapper
+
+
+@_command
+def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=False):
+    """
+    Create nodes and bring them into Slurm; returns when Slurm can use them.
+
+    All of them or none: if one does not become ready, everything made is removed, and the reason is kept.
+
+    what
+        How many, or which: a number or a hostlist.
+    pool
+        The pool; may be left out where there is only one.
+    min
+        Be content with so many.
+    host
+        The hypervisor on which they shall be; by default the one with most free memory.
+    timeout
+        Seconds until a node must be ready; by default the pool's ``limits:boot_timeout``.
+    map_out
+        A file into which the salt-cloud map is written as well; ``salt-cloud -m`` can run it.
+    test
+        Only say what would be done.
+
+    Returns, for each node, its address, its host, and the seconds of each phase.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.grow 4 pool=virtual
+        salt-run elastic.grow vn[001-002] host=hv1 test=True
+    """
+    what = parse_count_or_nodes(what)
+    timeout = _seconds("timeout", timeout)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would grow": growing.plan(controller, what, pool, min, host)}
+    recovery.recover_abandoned(controller)
+    return growing.grow(
+        controller, what, pool, minimum=min, host=host, timeout=timeout, map_out=map_out, say=_progress()
+    )
+
+
+@_command
+def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=False):
+    """
+    Drain nodes, wait for their jobs, destroy their machines, and free their names.
+
+    what
+        How many, or which: a number (failed nodes and idle ones first) or a hostlist.
+    pool
+        The pool; may be left out where there is only one.
+    force
+        Do not wait for jobs: Slurm requeues those that may be requeued, and kills the others.
+    timeout
+        Seconds to wait for running jobs; nodes that still have one then go back to work. Default: 600.
+    test
+        Only say which nodes would go, and which jobs they run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.shrink 2 pool=virtual
+        salt-run elastic.shrink vn[003-004] force=True
+    """
+    what = parse_count_or_nodes(what)
+    timeout = _seconds("timeout", timeout)
+    controller = Controller.open(__opts__)
+    if pool is None and not isinstance(what, int):
+        pool = _pool_of(controller, what)
+    if test:
+        return {"would shrink": shrinking.plan(controller, what, pool)}
+    recovery.recover_abandoned(controller)
+    reason = f"shrink by {os.environ.get('SUDO_USER') or __opts__.get('user', 'root')}"
+    gone = shrinking.shrink(controller, what, pool, force=force, timeout=timeout, reason=reason, say=_progress())
+    return {"gone": gone}
+
+
+@_command
+def status(nodes=None):
+    """
+    Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs.
+
+    nodes
+        A hostlist; then exactly these nodes, free ones too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.status
+        salt-run elastic.status vn[001-004] --out json
+    """
+    names = None if nodes is None else list(parse_nodes(nodes))
+    return reporting.status(Controller.open(__opts__), names)
+
+
+@_command
+def pools():
+    """
+    Every pool: what it is, and how many of its nodes are in which state.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.pools
+    """
+    return reporting.pools(Controller.open(__opts__))
+
+
+@_command
+def history(node):
+    """
+    Everything that happened to a node, oldest first.
+
+    node
+        The node's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.history vn001
+    """
+    (name,) = parse_nodes(node) if len(parse_nodes(node)) == 1 else _not_one(node)
+    return reporting.history(Controller.open(__opts__), name)
+
+
+@_command
+def nudge(node=None):
+    """
+    Tell the engine to look at a node now, or at all that are booting; the reactor's way of passing on a minion's start.
+
+    The engine believes nothing of it: it looks into the ledger, and asks the minion.
+
+    node
+        The node's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.nudge vn001
+    """
+    names = [] if node is None else list(parse_nodes(node))
+    with salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=False) as bus:
+        return bus.fire_event({"nodes": names}, NUDGE)
+
+
+def _progress():
+    """How lines of progress are said: on standard error of salt-run; in the master's processes, in its log."""
+    if os.path.basename(sys.argv[0]) != "salt-run":
+        return log.info
+    start = time.monotonic()
+
+    def say(line):
+        print(f"{time.monotonic() - start:7.1f} s  {line}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _seconds(name, value):
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+        return value
+    raise InvalidInput(f"{name}={value!r}: expected a number of seconds above 0")
+
+
+def _pool_of(controller, names):
+    pools = {controller.site.pool_of(name).name for name in names}
+    if len(pools) > 1:
+        raise InvalidInput(f"{names} are of several pools ({', '.join(sorted(pools))}): one at a time")
+    return pools.pop()
+
+
+def _not_one(node):
+    raise InvalidInput(f"{node!r}: expected the name of one node")

@@ -1,0 +1,66 @@
+"""Everything a verb needs, opened once: the site, the ledger, and the one seam to each outside system."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import salt.pillar
+
+from saltmarsh import slurm
+from saltmarsh.cloud import Cloud
+from saltmarsh.dns import HostsDirectory
+from saltmarsh.errors import PillarError
+from saltmarsh.ledger import Ledger
+from saltmarsh.minions import Minions
+from saltmarsh.pools import Site
+
+
+@dataclass(frozen=True)
+class Controller:
+    """What the verbs act on and through."""
+
+    site: Site
+    ledger: Ledger
+    cloud: Cloud
+    minions: Minions
+    dns: HostsDirectory
+    slurm: ModuleType
+
+    @classmethod
+    def open(cls, opts):
+        """
+        Open everything, as the master's configuration and pillar say.
+
+        :param dict opts: the master's configuration
+        :rtype: Controller
+        :raises PillarError: pillar is not acceptable
+        :raises LedgerError: the ledger can't be used
+        """
+        site = read_site(opts)
+        state = Path(site.state_dir)
+        state.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return cls(
+            site=site,
+            ledger=Ledger(state / "ledger.db"),
+            cloud=Cloud(os.path.join(os.path.dirname(opts["conf_file"]), "cloud")),
+            minions=Minions(opts),
+            dns=HostsDirectory(state / "dns", site.network.domain),
+            slurm=slurm,
+        )
+
+
+def read_site(opts):
+    """
+    The site, from the pillar that is assigned to the master itself (its id, by default ``<host name>_master``).
+
+    :param dict opts: the master's configuration
+    :rtype: saltmarsh.pools.Site
+    :raises PillarError: pillar can't be rendered, or the key ``elastic`` is not acceptable
+    """
+    pillar = salt.pillar.Pillar(opts, opts.get("grains", {}), opts["id"], "base").compile_pillar()
+    if errors := pillar.get("_errors"):
+        raise PillarError(f"pillar of {opts['id']} can't be rendered: {'; '.join(' '.join(e.split()) for e in errors)}")
+    if "elastic" not in pillar:
+        raise PillarError(f"pillar of {opts['id']} has no key 'elastic': assign it to this id in the pillar top file")
+    return Site.from_pillar(pillar)

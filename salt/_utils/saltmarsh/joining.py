@@ -1,0 +1,142 @@
+"""
+From a machine that has booted to a node that Slurm uses: highstate with the ready gate in it, then slurmd registers.
+
+One process at a time does this (:func:`exclusively`): the engine, or a runner while no engine runs.
+"""
+
+import fcntl
+import logging
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from saltmarsh.errors import SaltmarshError
+from saltmarsh.minions import failures
+from saltmarsh.model import State
+
+log = logging.getLogger(__name__)
+
+PING_SECONDS = 5
+# Without an answer for so long, and with the minion not working on it any more, a highstate is lost.
+HIGHSTATE_SECONDS = 60
+REGISTER_SECONDS = 60
+_BATCHES = 8
+_POLL = 0.25
+
+ANSWERS = "minion answers, applying its states"
+CONFIGURED = "configured, slurmd is registering"
+
+
+@contextmanager
+def exclusively(state_dir):
+    """
+    Be the one process that joins nodes.
+
+    :param str state_dir: the site's state directory
+    :returns: a context; its value is False if another process is the one
+    """
+    with Path(state_dir, "joining.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Joiner:
+    """
+    Joins nodes in batches, each in its own thread.
+
+    :param Controller controller: what to act through
+    """
+
+    def __init__(self, controller):
+        self._controller = controller
+        self._pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="join")
+        self._busy = set()
+        self._lock = threading.Lock()
+
+    def look(self, hinted=None):
+        """
+        Begin to join the nodes that are booting and that nobody works on; returns at once.
+
+        :param hinted: only these names: an event says that they have started, which need not be true
+        """
+        booting = {node.name for node in self._controller.ledger.nodes(hinted, states={State.BOOTING})}
+        with self._lock:
+            batch = booting - self._busy
+            self._busy |= batch
+        if batch:
+            self._pool.submit(self._join, batch)
+
+    def close(self):
+        """Wait until the batches under way have ended."""
+        self._pool.shutdown()
+
+    def _join(self, names):
+        try:
+            join(self._controller, names)
+        except Exception:
+            # A thread's last chance to be heard. Its nodes stay booting: they are looked at again, until their timeout.
+            log.exception("joining %s failed", ", ".join(sorted(names)))
+        finally:
+            with self._lock:
+                self._busy -= names
+
+
+def join(controller, names):
+    """
+    Join nodes that are booting; those that do not answer yet are left as they are, those that fail become failed.
+
+    :param Controller controller: what to act through
+    :param names: the nodes
+    """
+    answering = controller.minions.answering(names, PING_SECONDS)
+    _note(controller, answering, State.BOOTING, ANSWERS)
+    if not answering:
+        return
+    configured = set()
+    silent = set(answering)
+    for reply in controller.minions.call(answering, "state.highstate", timeout=HIGHSTATE_SECONDS):
+        silent.discard(reply.minion)
+        if reply.ok:
+            configured.add(reply.minion)
+            _note(controller, {reply.minion}, State.BOOTING, CONFIGURED)
+        else:
+            _note(controller, {reply.minion}, State.FAILED, f"highstate failed: {failures(reply.value)}")
+    _note(controller, silent, State.FAILED, "its minion stopped answering while it applied its states")
+    _wait_registered(controller, configured)
+
+
+def _wait_registered(controller, names):
+    deadline = time.monotonic() + REGISTER_SECONDS
+    waiting = set(names)
+    while waiting:
+        known = controller.slurm.nodes(waiting)
+        registered = {name for name, node in known.items() if node.registered}
+        _note(controller, registered, State.READY, "Slurm has it")
+        waiting -= registered
+        if waiting and time.monotonic() > deadline:
+            for name in waiting:
+                seen = f"Slurm has it {known[name].state}" if name in known else "Slurm does not know it"
+                _note(controller, {name}, State.FAILED, f"slurmd did not register in {REGISTER_SECONDS} s: {seen}")
+            return
+        if waiting:
+            time.sleep(_POLL)
+
+
+def _note(controller, names, state, reason):
+    """Write down how far nodes have come; those that were given up in the meantime are left out."""
+    by_operation = defaultdict(set)
+    for node in controller.ledger.nodes(names, states={State.BOOTING}):
+        by_operation[node.operation].add(node.name)
+    running = {operation.id: operation for operation in controller.ledger.operations()}
+    for number, members in by_operation.items():
+        try:
+            controller.ledger.move(running[number], members, state, reason=reason)
+        except (KeyError, SaltmarshError) as err:
+            log.warning("%s: %s: not noted: %s", ", ".join(sorted(members)), reason, err)

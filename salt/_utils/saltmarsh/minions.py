@@ -1,0 +1,70 @@
+"""Salt minions, asked over the master's bus. Nothing else in the project publishes to minions."""
+
+from dataclasses import dataclass
+
+import salt.client
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a minion answered to a function: its value, and whether it says that it went well."""
+
+    minion: str
+    value: object
+    ok: bool
+
+
+class Minions:
+    """
+    The minions of this master.
+
+    :param dict opts: the master's configuration
+    """
+
+    def __init__(self, opts):
+        self._opts = opts
+
+    def answering(self, names, timeout):
+        """
+        Which minions answer a ping.
+
+        :param names: minion ids
+        :param float timeout: seconds
+        :rtype: frozenset[str]
+        """
+        return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout))
+
+    def call(self, names, function, *args, timeout):
+        """
+        Call an execution function on minions, all at once.
+
+        :param names: minion ids
+        :param str function: for example ``state.highstate``
+        :param args: its arguments
+        :param float timeout: seconds without any answer after which minions that don't work on it are given up
+        :returns: an iterator over the replies, as they come; a minion that does not answer is not in it
+        :rtype: Iterator[Reply]
+        """
+        with salt.client.get_local_client(mopts=self._opts) as client:
+            for answer in client.cmd_iter(
+                sorted(names), function, args, timeout=timeout, tgt_type="list", gather_job_timeout=5
+            ):
+                for minion, reply in answer.items():
+                    if "ret" in reply:
+                        yield Reply(minion, reply["ret"], reply.get("retcode", 0) == 0)
+
+
+def failures(states):
+    """
+    Why a highstate failed, in one line.
+
+    :param states: what ``state.highstate`` returned
+    :rtype: str
+    """
+    if not isinstance(states, dict):
+        return " ".join(" ".join(map(str, states)).split()) if isinstance(states, list) else str(states)
+    failed = [state for state in states.values() if state["result"] is False]
+    root_causes = [state for state in failed if not state["comment"].startswith("One or more requisite failed")]
+    return "; ".join(
+        f"{state['__id__']}: {' '.join(state['comment'].split())[:300]}" for state in root_causes or failed
+    )
