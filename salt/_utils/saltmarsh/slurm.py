@@ -19,14 +19,17 @@ for up to 4000 nodes.
 """
 
 import json
+import os
 import re
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from saltmarsh.errors import SlurmError, Unreachable
+from saltmarsh.hostlist import fold
 
 NOT_GROWN = "not grown"
 GROWING = "growing"
@@ -104,6 +107,23 @@ def ping():
     pings = _json("scontrol", "ping", "--json")["pings"]
     if not any(each["responding"] for each in pings):
         raise Unreachable(f"slurmctld on {', '.join(each['hostname'] for each in pings)} does not answer")
+
+
+def wait_ping(timeout):
+    """
+    Wait until slurmctld answers.
+
+    :param float timeout: seconds
+    :raises Unreachable: it has not by then
+    """
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return ping()
+        except Unreachable:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(_POLL)
 
 
 def nodes(names=None):
@@ -239,12 +259,11 @@ def release(addresses, timeout):
     :raises SlurmError: also if Slurm has not given a node back by then
     """
     end = time.monotonic() + timeout
-    down([node.name for node in nodes(addresses).values() if node.absent and node.reason != NOT_GROWN], NOT_GROWN)
-    while found := [node for node in nodes(addresses).values() if not node.absent]:
+    while found := [node for node in nodes(addresses).values() if not node.absent or node.reason != NOT_GROWN]:
         if time.monotonic() >= end:
             raise SlurmError(f"Slurm did not give nodes back within {timeout:g} s: it has {_listed(found)}")
         # Asked for again on purpose: an answer of the node that was still under way takes DOWN back (ReturnToService).
-        down([node.name for node in found if "DOWN" not in node.states], NOT_GROWN)
+        down([node.name for node in found if "DOWN" not in node.states or node.reason != NOT_GROWN], NOT_GROWN)
         for chunk in _chunks([node.name for node in found if not node.states & _LEAVING]):
             _update_nodes(chunk, state="POWER_DOWN_FORCE")
         time.sleep(_POLL)
@@ -287,14 +306,54 @@ def requeue_jobs(ids):
         _run("scontrol", "requeue", ",".join(ids))
 
 
-def reconfigure():
+def reconfigure(timeout=60):
     """
-    Let slurmctld and every slurmd read the configuration again.
+    Let slurmctld and every slurmd read the configuration again; returns when slurmctld answers with the new one.
 
     slurmctld starts a new process for it; if that one does not accept the configuration the old one goes on with
     the old configuration, and this raises (measured).
+
+    :param float timeout: seconds
     """
     _run("scontrol", "reconfigure")
+    wait_ping(timeout)
+
+
+def try_config(path, address, timeout=120):
+    """
+    Prove that slurmctld accepts a configuration, by starting a second one on it (Slurm has no other test).
+
+    It runs in a network namespace of its own, which has only the controller's address and reaches nothing, so that it
+    can neither take the real one's port nor speak to a node. Without an address that is not 127.0.0.1 Slurm would
+    resolve nothing (AI_ADDRCONFIG, getaddrinfo(3)).
+
+    :param pathlib.Path path: its slurm.conf, see slurmconf.render_trial; other files lie beside it
+    :param str address: the controller's address
+    slurmctld does not load what only slurmd uses (TaskPlugin, ProctrackType, ...), but every slurmd ends when told to
+    reconfigure with a plugin that does not exist (measured): that the plugins exist is looked up.
+
+    :param float timeout: seconds
+    :raises SlurmError: with slurmctld's own reason, or the plugin that does not exist
+    """
+    namespace = f"saltmarsh-{os.getpid()}"
+    inside = ("ip", "netns", "exec", namespace)
+    _run("ip", "netns", "add", namespace)
+    try:
+        _run("ip", "-n", namespace, "addr", "add", f"{address}/32", "dev", "lo")
+        _run("ip", "-n", namespace, "link", "set", "lo", "up")
+        with (path.parent / "stderr").open("w+") as stderr:
+            slurmctld = subprocess.Popen([*inside, "slurmctld", "-D", "-f", path], stdout=stderr, stderr=stderr)
+            try:
+                _wait_for_trial(slurmctld, (*inside, "env", f"SLURM_CONF={path}", "scontrol"), timeout)
+                _check_plugins(_run(*inside, "env", f"SLURM_CONF={path}", "scontrol", "show", "config"))
+            except SlurmError as err:
+                stderr.seek(0)
+                why = _reason(stderr) if slurmctld.poll() is not None else err
+                raise SlurmError(f"slurmctld does not accept the configuration: {why}") from err
+            finally:
+                _stop(slurmctld)
+    finally:
+        _run("ip", "netns", "delete", namespace)
 
 
 def is_config_current():
@@ -311,33 +370,43 @@ def is_config_current():
     return match[1] == "Match"
 
 
-def fold(names):
-    """
-    A hostlist that stands for names or addresses in exactly this order, repetitions included.
-
-    NodeSet sorts; NodeName= and NodeAddr= are matched by position.
-
-    >>> fold(["vn001", "vn002", "vn003", "ctl"])
-    'vn[001-003],ctl'
-    >>> fold(["10.77.0.102", "10.77.0.101"])
-    '10.77.0.102,10.77.0.101'
-
-    :param names: names or addresses
-    :rtype: str
-    """
-    runs = []  # [prefix, first, last] with the numbers as text, or [name, None, None]
-    for name in names:
-        prefix, digits = re.fullmatch(r"(.*?)([0-9]{0,9})", name).groups()
-        if runs and digits and runs[-1][0] == prefix and _follows(runs[-1][2], digits):
-            runs[-1][2] = digits
-        else:
-            runs.append([prefix, digits, digits])
-    return ",".join(prefix + (first if first == last else f"[{first}-{last}]") for prefix, first, last in runs)
+def _wait_for_trial(slurmctld, scontrol, timeout):
+    end = time.monotonic() + timeout
+    ask = [*scontrol, "ping", "--json"]
+    while slurmctld.poll() is None:
+        done = subprocess.run(ask, capture_output=True, timeout=_TIMEOUT, check=False)
+        if done.returncode == 0 and any(each["responding"] for each in json.loads(done.stdout)["pings"]):
+            return
+        if time.monotonic() >= end:
+            raise SlurmError(f"it did not answer within {timeout:g} s")
+        time.sleep(_POLL)
+    raise SlurmError(f"it ended with exit status {slurmctld.returncode}")
 
 
-def _follows(number, other):
-    """Whether a range goes on from one number to the other: leading zeros are part of the name."""
-    return int(other) == int(number) + 1 and other == str(int(number) + 1).zfill(len(number))
+def _check_plugins(shown):
+    """Every plugin named in the output of ``scontrol show config`` must exist: TYPE/NAME is the file TYPE_NAME.so."""
+    config = dict(re.findall(r"^(\w+) *= (.*?) *$", shown, re.MULTILINE))
+    named = {key: value for key, value in config.items() if re.search("(Type|Plugins?)$", key) and "/" in value}
+    for key, value in {**named, "MpiDefault": f"mpi/{config['MpiDefault']}"}.items():
+        for plugin in value.split(","):
+            path = Path(config["PluginDir"], plugin.replace("/", "_") + ".so")
+            if not plugin.endswith(("/none", "/(null)")) and not path.exists():
+                raise SlurmError(f"{key}={value}: there is no {path}")
+
+
+def _stop(slurmctld):
+    slurmctld.terminate()
+    try:
+        slurmctld.wait(10)
+    except subprocess.TimeoutExpired:
+        slurmctld.kill()
+        slurmctld.wait()
+
+
+def _reason(log):
+    """What slurmctld says last before it gives up, with the complaints that lead to it."""
+    said = [line.partition("slurmctld: ")[2].strip() for line in log if "fatal:" in line or "error:" in line]
+    return "; ".join(said[-3:])
 
 
 def _node(node):

@@ -1,0 +1,255 @@
+"""
+Bring a new configuration to Slurm so that it either runs everywhere, or the last good one still does.
+
+The order: render and check, prove with a slurmctld on trial, replace the files, ``scontrol reconfigure``, see that
+slurmctld and every slurmd took it, let the nodes with a copy of their own write theirs, compare digests everywhere.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from saltmarsh import slurm, slurmconf
+from saltmarsh.errors import Conflict, SaltmarshError, SlurmError, Unreachable
+from saltmarsh.hostlist import fold
+
+CONFIG = Path("/etc/slurm")
+FETCHED = Path("/run/slurm/conf")  # where a configless slurmd keeps what it has fetched (slurmd(8))
+KEPT = Path("/var/lib/saltmarsh/slurm")
+
+_KEEP = 10
+_SETTLE = 60  # seconds for slurmds to take a configuration; they do within one
+_POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did, or would do."""
+
+    digest: str
+    changed: bool
+    diff: str  # unified; empty if the files were right already
+    running: bool  # False: slurmctld does not run, only the files were written
+
+
+class Controller:
+    """
+    The machine that runs slurmctld.
+
+    :param dict pillar: the keys ``slurm`` and ``elastic``
+    :param publish: called with names, a function of the execution module and its arguments, returns the answers by
+        name; who does not answer is not in it
+    :param is_active: whether the service manager has slurmctld running
+    :param restart: restarts slurmctld by the service manager
+    """
+
+    def __init__(self, pillar, publish, is_active, restart):
+        self._pillar = pillar
+        self._publish = publish
+        self._is_active = is_active
+        self._restart = restart
+
+    def push(self, test=False):
+        """
+        Make slurmctld and all nodes run the configuration that follows from pillar. Jobs go on.
+
+        :param bool test: change nothing
+        :rtype: Pushed
+        :raises PillarError: pillar is not acceptable
+        :raises SlurmError: Slurm does not accept it; the last good configuration runs
+        :raises Unreachable: slurmctld runs but does not answer; nothing was changed
+        """
+        files = slurmconf.render(self._pillar)
+        before = read(CONFIG)
+        running = self._runs()
+        result = Pushed(slurmconf.digest(files), files != before, _diff(before, files), running)
+        if running and not result.changed and not slurm.is_config_current():
+            result = Pushed(result.digest, True, result.diff, running)
+        if test or not result.changed:
+            return result
+        with _lock():
+            if running:
+                self._check_removed(slurmconf.node_names(self._pillar))
+            self._try()
+            if running:
+                self._replace(files, before)
+            else:
+                write(files, CONFIG)
+            _keep(files)
+        if running:
+            self._spread(result.digest)
+        return result
+
+    def _runs(self):
+        """Whether slurmctld runs; raises if that is in doubt."""
+        try:
+            slurm.ping()
+        except Unreachable:
+            if self._is_active():
+                raise
+            return False
+        return True
+
+    def _check_removed(self, names):
+        """slurmctld kills the jobs on nodes that leave its configuration; a VM would be left over."""
+        leaving = {name: node for name, node in slurm.nodes().items() if name not in names}
+        if grown := [name for name, node in leaving.items() if "CLOUD" in node.states and not _away(node)]:
+            raise Conflict(f"{fold(grown)} would leave Slurm's configuration but has grown: shrink it first")
+        if jobs := slurm.jobs(leaving) if leaving else ():
+            held = ", ".join(f"job {job.id} on {job.nodes}" for job in jobs)
+            raise Conflict(f"nodes would leave Slurm's configuration with jobs on them ({held}): drain them first")
+
+    def _try(self):
+        directory = Path(tempfile.mkdtemp(prefix="slurm-trial-"))
+        try:
+            # Plugins may have files of their own beside slurm.conf (gres.conf, job_submit.lua, ...).
+            if CONFIG.exists():
+                shutil.copytree(CONFIG, directory, symlinks=True, dirs_exist_ok=True)
+            (directory / "state").mkdir()
+            write(slurmconf.render_trial(self._pillar, str(directory)), directory)
+            user = slurmconf.slurm_user(self._pillar)
+            shutil.chown(directory, user)
+            shutil.chown(directory / "state", user)
+            slurm.try_config(directory / "slurm.conf", slurmconf.controller(self._pillar).address)
+        finally:
+            shutil.rmtree(directory)
+
+    def _replace(self, files, before):
+        started = _started()
+        try:
+            addresses = slurmconf.pool_addresses(self._pillar)
+            if addresses.keys() - slurm.nodes().keys():
+                # Slurm would start a new node for a job that waits. So no job starts until the new ones are parked.
+                self._apply(slurmconf.render_idle(self._pillar))
+                slurm.park(addresses)
+            self._apply(files)
+            if not slurm.is_config_current():
+                raise SlurmError("slurmctld does not run with the new files after scontrol reconfigure")
+            late = _wait_restarted(started)
+            if late and len(late) == len(started):
+                raise SlurmError(f"no slurmd came back with it within {_SETTLE} s ({fold(late)})")
+        except SaltmarshError as err:
+            self._roll_back(before, err)
+        if late:
+            raise SlurmError(f"the slurmd of {fold(late)} did not come back with the new configuration, all others did")
+        slurm.set_addresses({name: addresses[name] for name, node in slurm.nodes(addresses).items() if _away(node)})
+
+    def _apply(self, files):
+        write(files, CONFIG)
+        slurm.reconfigure()
+
+    def _roll_back(self, before, err):
+        """Put the last good files back, make slurmctld run with them, and say why."""
+        write(before, CONFIG)
+        try:
+            slurm.reconfigure()
+        except SaltmarshError:
+            self._restart()
+            slurm.wait_ping(_SETTLE)
+        raise SlurmError(f"{err}; the configuration from before ({slurmconf.digest(before)[:12]}) is back") from err
+
+    def _spread(self, digest):
+        """Let copies be written, and compare digests on every node that is there."""
+        copies = slurmconf.local_copies(self._pillar)
+        live = [name for name, node in slurm.nodes().items() if node.registered]
+        told = {name: ("slurm.fetch_config", digest) if name in copies else ("slurm.config_hash",) for name in live}
+        answers = {}
+        for call in sorted(set(told.values())):
+            answers |= self._publish([name for name in live if told[name] == call], *call)
+        if wrong := [name for name in live if answers.get(name) != digest]:
+            said = "; ".join(f"{name}: {answers.get(name, 'no answer')}" for name in wrong)
+            raise SlurmError(f"slurmctld runs configuration {digest[:12]}, but not confirmed by {fold(wrong)} ({said})")
+
+
+def read(directory):
+    """
+    The configuration in a directory.
+
+    :param pathlib.Path directory: /etc/slurm, or where slurmd keeps what it has fetched
+    :returns: the text of each file by name; nothing if there is none
+    :rtype: dict[str, str]
+    """
+    return {path.name: path.read_text() for name in slurmconf.FILES if (path := directory / name).exists()}
+
+
+def write(files, directory):
+    """
+    Replace a configuration; each file is there as a whole, before and after.
+
+    :param dict files: the text of each file by name
+    :param pathlib.Path directory: is made if need be
+    """
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for name in slurmconf.FILES:
+        path, new = directory / name, directory / f".{name}.new"
+        if name not in files:
+            path.unlink(missing_ok=True)
+            continue
+        with new.open("w") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(files[name])
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+
+def _away(node):
+    return node.absent or node.startable
+
+
+def _started():
+    """Since when each slurmd runs. It is known in whole seconds: wait until a new start is another one."""
+    while True:
+        started = {node.name: node.slurmd_start for node in slurm.nodes().values() if node.registered}
+        if not 0 <= time.time() - max(started.values(), default=0) < 1:
+            return started
+        time.sleep(_POLL)
+
+
+def _wait_restarted(started):
+    """Which slurmds have not started again: a reconfigure makes each a new process, which registers."""
+    end = time.monotonic() + _SETTLE
+    while True:
+        known = slurm.nodes(started) if started else {}
+        late = [name for name, at in started.items() if name in known and not _restarted(known[name], at)]
+        if not late or time.monotonic() >= end:
+            return late
+        time.sleep(_POLL)
+
+
+def _restarted(node, before):
+    return node.registered and node.slurmd_start != before
+
+
+def _diff(before, after):
+    lines = []
+    for name in slurmconf.FILES:
+        old, new = (files.get(name, "").splitlines(keepends=True) for files in (before, after))
+        lines += difflib.unified_diff(old, new, str(CONFIG / name), str(CONFIG / name))
+    return "".join(lines)
+
+
+def _keep(files):
+    """Keep this configuration under its digest, and of the older ones the latest few."""
+    write(files, KEPT / slurmconf.digest(files))
+    os.utime(KEPT / slurmconf.digest(files))
+    kept = sorted((path for path in KEPT.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for old in kept[:-_KEEP]:
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _lock():
+    KEPT.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (KEPT / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise Conflict("another push of Slurm's configuration is under way") from err
+        yield
