@@ -55,6 +55,7 @@ def config(away):
     directory.mkdir()
     for name in ("master", "minion"):
         (directory / name).write_text(json.dumps({"root_dir": str(away / "root"), "id": "wheel"}))
+    (away / "root/var/cache/salt/master/proc").mkdir(parents=True)  # which salt-run leaves to the master to make
     return directory
 
 
