@@ -133,12 +133,13 @@ def create(vm_):
 
 
 @_converted
-def destroy(name, call=None):
+def destroy(name, call=None, host=None):
     """
     Destroy one machine: its domain, its volumes and what its host keeps of it; salt-cloud then deletes its minion key.
 
     :param str name: the machine
     :param str call: how salt-cloud came here
+    :param str host: the only host it can be on, for callers that know; otherwise all hosts must answer
     :raises SaltCloudExecutionFailure: it isn't proven that the machine is gone
 
     CLI Example:
@@ -150,7 +151,7 @@ def destroy(name, call=None):
     if call == "function":
         raise SaltCloudSystemExit("destroy is for machines: use -d, --destroy, -a or --action")
     _fire({"name": name}, "destroying", "destroying instance")
-    _hypervisors().destroy(name)
+    _hypervisors().destroy(name, host)
     _fire({"name": name}, "destroyed", "destroyed instance")
     return {"Destroyed": f"{name} was destroyed"}
 

@@ -226,6 +226,7 @@ def test_a_host_that_is_down_hides_no_machine_of_the_others(make_cloud, tmp_path
     assert "hv2 can't be reached" in caplog.text
     with pytest.raises(SaltCloudExecutionFailure, match="vn001 may still exist: hv2 can't be reached"):
         call(cloud, "destroy", "vn001")
+    call(cloud, "destroy", "vn001", host="hv1")
 
 
 def test_no_host_at_all_is_no_empty_list(make_cloud, tmp_path):
