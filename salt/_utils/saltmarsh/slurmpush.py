@@ -162,9 +162,44 @@ class Controller:
         answers = {}
         for call in sorted(set(told.values())):
             answers |= self._publish([name for name in live if told[name] == call], *call)
-        if wrong := [name for name in live if answers.get(name) != digest]:
-            said = "; ".join(f"{name}: {answers.get(name, 'no answer')}" for name in wrong)
+        has = {name: said.get("digest") if isinstance(said, dict) else said for name, said in answers.items()}
+        if wrong := [name for name in live if has.get(name) != digest]:
+            said = "; ".join(f"{name}: {has.get(name, 'no answer')}" for name in wrong)
             raise SlurmError(f"slurmctld runs configuration {digest[:12]}, but not confirmed by {fold(wrong)} ({said})")
+
+
+def write_copy(pillar, digest=None, test=False):
+    """
+    Write this machine's own copy of the configuration that follows from pillar.
+
+    :param dict pillar: the keys ``slurm`` and ``elastic``
+    :param str digest: what the result must be; None for whatever pillar leads to
+    :param bool test: change nothing
+    :rtype: Pushed
+    :raises PillarError: pillar is not acceptable
+    :raises Conflict: pillar leads to another configuration; nothing was written
+    """
+    files = slurmconf.render(pillar)
+    before = read(CONFIG)
+    result = Pushed(slurmconf.digest(files), files != before, _diff(before, files), running=True)
+    if digest not in (None, result.digest):
+        raise Conflict(f"pillar leads to configuration {result.digest[:12]} here, not to {digest[:12]}")
+    if result.changed and not test:
+        write(files, CONFIG)
+    return result
+
+
+def digest_here():
+    """
+    The digest of the configuration in use on this machine: what slurmd has fetched, else the one in /etc/slurm.
+
+    :rtype: str
+    :raises SlurmError: there is none
+    """
+    files = read(FETCHED) or read(CONFIG)
+    if not files:
+        raise SlurmError(f"there is no slurm.conf in {FETCHED} or {CONFIG}")
+    return slurmconf.digest(files)
 
 
 def read(directory):
