@@ -51,6 +51,7 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     """
     pool = _checked(controller, what, pool, minimum, host)
     timeout = timeout or pool.limits.boot_timeout
+    controller.ledger.claimable(pool, **_claim(what, minimum))  # a wrong argument is told before anything else is asked
     controller.slurm.ping()
     operation, nodes = controller.ledger.claim("grow", pool, **_claim(what, minimum))
     growth = _Growth(controller, pool, operation, nodes, say)
