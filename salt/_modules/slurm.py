@@ -330,7 +330,7 @@ def park_pools(test=False):
 
 def _pillar():
     """Pillar as the master has it now; what the minion remembers may be older."""
-    pillar = __salt__["pillar.items"]()
+    pillar = __salt__["pillar.items"](unmask=True)
     if errors := pillar.get("_errors"):
         raise CommandExecutionError(f"pillar can't be rendered: {'; '.join(errors)}")
     return pillar
