@@ -478,6 +478,7 @@ def _run(*argv):
     if done.returncode == 0:
         return done.stdout
     said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-    if argv[:2] != ("scontrol", "ping"):
-        ping()
+    if argv[:2] == ("scontrol", "ping"):  # not even a configuration that says where slurmctld is
+        raise Unreachable(f"{what} failed: {said}")
+    ping()
     raise SlurmError(f"{what} failed: {said or f'exit status {done.returncode}'}")
