@@ -1,4 +1,4 @@
-"""A minion chooses the tag and the data of its events: neither may choose what runs."""
+"""A minion chooses the tag and the data of its events: neither may choose what runs, its id is passed on as a value."""
 
 from pathlib import Path
 
@@ -38,6 +38,15 @@ def sls(request):
     return str(request.param)
 
 
+def with_id(value, given):
+    """A reaction to an event from vn001, as it has to be for the id that was given: one inert value."""
+    if isinstance(value, dict):
+        return {key: with_id(item, given) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_id(item, given) for item in value]
+    return given if value == EVENT["id"] else value
+
+
 @pytest.mark.parametrize("event", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize(
     "tag",
@@ -47,4 +56,4 @@ def sls(request):
 def test_a_hostile_event_runs_what_an_honest_one_does(reactor, sls, tag, event):
     honest = reactor.reactions(TAG, EVENT, [sls])
     assert honest
-    assert reactor.reactions(tag, event, [sls]) == honest
+    assert reactor.reactions(tag, event, [sls]) == with_id(honest, event.get("id"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saltmarsh import slurm, slurmconf
-from saltmarsh.errors import Conflict, SaltmarshError, SlurmError, Unreachable
+from saltmarsh.errors import Conflict, SaltmarshError, SlurmError
 from saltmarsh.hostlist import fold
 
 CONFIG = Path("/etc/slurm")
@@ -90,7 +90,7 @@ class Controller:
         """Whether slurmctld runs; raises if that is in doubt."""
         try:
             slurm.ping()
-        except Unreachable:
+        except SaltmarshError:  # without any configuration yet, scontrol can't even ask
             if self._is_active():
                 raise
             return False
