@@ -29,7 +29,9 @@ HOSTILE = {
 def reactor(master_opts):
     """The master's own reactor, which renders but is not started."""
     master_opts["reactor"] = []
-    return salt.utils.reactor.Reactor(master_opts)
+    made = salt.utils.reactor.Reactor(master_opts)
+    yield made
+    made.minion.destroy()
 
 
 @pytest.fixture(params=sorted(REACTOR.glob("*.sls")), ids=lambda path: path.stem)
