@@ -1,7 +1,6 @@
 # A bare-metal node: it keeps a copy of the configuration, so that it starts while the controller is away.
-slurm packages:
-  pkg.installed:
-    - pkgs: [slurmd, slurm-client]
+include:
+  - slurm.slurmd
 
 /etc/slurm:
   slurm.config_copied:
@@ -12,5 +11,6 @@ slurmd:
   service.running:
     - enable: True
     - require:
+      - file: /etc/systemd/system/slurmd.service.d/saltmarsh.conf
       - slurm: /etc/slurm
       - service: munge
