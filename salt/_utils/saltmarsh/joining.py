@@ -20,8 +20,8 @@ from saltmarsh.model import State
 log = logging.getLogger(__name__)
 
 PING_SECONDS = 5
-# Without an answer for so long, and with the minion not working on it any more, a highstate is lost.
-HIGHSTATE_SECONDS = 60
+# Only then the minion is asked whether it still works on its highstate: asking costs a small node seconds.
+HIGHSTATE_SECONDS = 240
 REGISTER_SECONDS = 60
 _BATCHES = 8
 _POLL = 0.25

@@ -47,7 +47,7 @@ class Minions:
         """
         with salt.client.get_local_client(mopts=self._opts) as client:
             for answer in client.cmd_iter(
-                sorted(names), function, args, timeout=timeout, tgt_type="list", gather_job_timeout=5
+                sorted(names), function, args, timeout=timeout, tgt_type="list", gather_job_timeout=15
             ):
                 for minion, reply in answer.items():
                     if "ret" in reply:
