@@ -24,10 +24,19 @@ nfs-ganesha:
 {{ directory }}:
   file.directory:
     - makedirs: True
-{%- endfor %}
 
-{#- Homes of the site's users, where the server keeps them. #}
-{%- for directory, export in exports.items() if export.mount == '/home' %}
+{#- The server sees its exports where its clients do. #}
+{{ export.mount }}:
+  mount.mounted:
+    - device: {{ directory }}
+    - fstype: none
+    - opts: bind
+    - mkmnt: True
+    - persist: True
+    - require:
+      - file: {{ directory }}
+
+{%- if export.mount == '/home' %}
 {%- for name, user in salt['pillar.get']('users', {}).items() %}
 
 {{ directory }}/{{ name }}:
@@ -38,13 +47,5 @@ nfs-ganesha:
     - require:
       - file: {{ directory }}
 {%- endfor %}
-
-{{ export.mount }}:
-  mount.mounted:
-    - device: {{ directory }}
-    - fstype: none
-    - opts: bind
-    - persist: True
-    - require:
-      - file: {{ directory }}
+{%- endif %}
 {%- endfor %}
