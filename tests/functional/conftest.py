@@ -1,10 +1,13 @@
 """A real salt-master with this checkout in place, a real minion that syncs from it, and Salt's own loaders."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import salt.config
 import salt.loader
+import yaml
 
 MASTER = "ctl_master"  # the ids that the lab's pillar names
 MINION = "ctl"
@@ -27,18 +30,20 @@ def pillar_roots(checkout, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def master_settings(checkout, pillar_roots):
-    """The master's configuration, as the README gives it."""
-    return {
-        "interface": "127.0.0.1",
-        "auto_accept": True,
-        "module_dirs": [str(checkout / "salt")],
-        "file_roots": {"base": [str(checkout / "salt")]},
-        "pillar_roots": {"base": pillar_roots},
-        "top_file_merging_strategy": "same",
-        "providers_config": str(checkout / "cloud.providers"),
-        "profiles_config": str(checkout / "cloud.profiles"),
-    }
+def readme(checkout):
+    """The configuration that the README gives for a real site, for this checkout: by file, parsed."""
+    text = (checkout / "README.md").read_text().replace("/srv/saltmarsh/", f"{checkout}/")
+    found = re.findall(r"^### [^\n]*`(/etc/salt/[^`]+)`\n+```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return {Path(file).name: yaml.safe_load(block) for file, block in found}
+
+
+@pytest.fixture(scope="session")
+def master_settings(readme, pillar_roots):
+    """The master's configuration as in the README, except that no engine runs: it would keep its ledger in /var/lib."""
+    settings = readme["saltmarsh.conf"] | {"interface": "127.0.0.1", "auto_accept": True}
+    settings["pillar_roots"] = {"base": pillar_roots}
+    del settings["engines"]
+    return settings
 
 
 @pytest.fixture(scope="session")
