@@ -59,7 +59,7 @@ def _serve(interval):
             while True:
                 hinted = _hints(bus)
                 if hinted:
-                    joiner.look(hinted)
+                    joiner.started(hinted)
                 if time.monotonic() >= look_at:
                     recovery.recover_abandoned(controller)
                     joiner.look()

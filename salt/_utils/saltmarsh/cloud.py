@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import salt.cloud
-import salt.utils.cloud
 import salt.utils.context
 from salt.exceptions import SaltCloudSystemExit, SaltException
 
@@ -16,6 +15,8 @@ from saltmarsh.errors import InvalidInput, ProviderError
 
 # Measured: 16 threads are faster than salt-cloud's processes, which need 500 KB of memory for each machine.
 _WORKERS = 16
+# salt-key(1) calls them accepted, unaccepted, denied, rejected.
+_KEY_DIRECTORIES = ("minions", "minions_pre", "minions_denied", "minions_rejected")
 
 
 class Cloud:
@@ -59,6 +60,8 @@ class Cloud:
             raise ProviderError(f"salt-cloud would not create exactly the nodes asked for: {refused} exist already")
 
         def create(name):
+            # A request for acceptance that waits under this name, whosever it is, would keep the node's own key out.
+            self._forget_key(name)
             try:
                 return mapper.create(plan["create"][name]) or "the driver gave no reason, see the master's log"
             except (SaltException, SaltCloudSystemExit) as err:
@@ -92,7 +95,7 @@ class Cloud:
                 driver_destroy(name, call="action")
             except (SaltException, SaltCloudSystemExit) as err:
                 return _one_line(err)
-            salt.utils.cloud.remove_key(cloud.opts["pki_dir"], name)
+            self._forget_key(name)
             return None
 
         # Set once for all threads: set and reset per call, it would vanish under another thread's feet.
@@ -107,6 +110,11 @@ class Cloud:
         :rtype: frozenset[str]
         """
         return frozenset(path.name for path in Path(self._client.opts["pki_dir"], "minions").iterdir())
+
+
+    def _forget_key(self, name):
+        for directory in _KEY_DIRECTORIES:
+            Path(self._client.opts["pki_dir"], directory, name).unlink(missing_ok=True)
 
 
 def render_map(pool, addresses, host=None):

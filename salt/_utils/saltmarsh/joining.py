@@ -20,8 +20,7 @@ from saltmarsh.model import State
 log = logging.getLogger(__name__)
 
 PING_SECONDS = 5
-# Only then the minion is asked whether it still works on its highstate: asking costs a small node seconds.
-HIGHSTATE_SECONDS = 240
+HIGHSTATE_SECONDS = 300
 REGISTER_SECONDS = 60
 _BATCHES = 8
 _POLL = 0.25
@@ -60,22 +59,32 @@ class Joiner:
         self._busy = set()
         self._lock = threading.Lock()
 
-    def look(self, hinted=None):
+    def started(self, names):
         """
-        Begin to join the nodes that are booting and that nobody works on; returns at once.
+        Begin to join nodes of which an event says that they have started; what is not booting is left out.
 
-        :param hinted: only these names: an event says that they have started, which need not be true
+        :param names: the nodes; it need not be true
         """
-        booting = {node.name for node in self._controller.ledger.nodes(hinted, states={State.BOOTING})}
+        booting = {node.name for node in self._controller.ledger.nodes(names, states={State.BOOTING})}
         with self._lock:
             batch = booting - self._busy
             self._busy |= batch
         if batch:
             self._pool.submit(self._join, batch)
 
+    def look(self):
+        """Begin to join the nodes that are booting and answer, event or not; returns at once."""
+        with self._lock:
+            waiting = {node.name for node in self._controller.ledger.nodes(states={State.BOOTING})} - self._busy
+        if waiting:
+            self._pool.submit(self._look_for, waiting)
+
     def close(self):
         """Wait until the batches under way have ended."""
         self._pool.shutdown()
+
+    def _look_for(self, names):
+        self.started(self._controller.minions.answering(names, PING_SECONDS))
 
     def _join(self, names):
         try:
@@ -108,7 +117,7 @@ def join(controller, names):
             _note(controller, {reply.minion}, State.BOOTING, CONFIGURED)
         else:
             _note(controller, {reply.minion}, State.FAILED, f"highstate failed: {failures(reply.value)}")
-    _note(controller, silent, State.FAILED, "its minion stopped answering while it applied its states")
+    _note(controller, silent, State.FAILED, f"its minion did not answer for {HIGHSTATE_SECONDS} s while it applied its states")
     _wait_registered(controller, configured)
 
 

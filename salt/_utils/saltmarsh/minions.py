@@ -1,5 +1,6 @@
 """Salt minions, asked over the master's bus. Nothing else in the project publishes to minions."""
 
+import time
 from dataclasses import dataclass
 
 import salt.client
@@ -38,20 +39,30 @@ class Minions:
         """
         Call an execution function on minions, all at once.
 
+        No minion is asked in between whether it still works on it, as Salt's own clients do: that costs a small node
+        seconds, and delays the answers of the others.
+
         :param names: minion ids
         :param str function: for example ``state.highstate``
         :param args: its arguments
-        :param float timeout: seconds without any answer after which minions that don't work on it are given up
-        :returns: an iterator over the replies, as they come; a minion that does not answer is not in it
+        :param float timeout: seconds until minions that have not answered are given up
+        :returns: an iterator over the replies, as they come; a minion that does not answer in time is not in it
         :rtype: Iterator[Reply]
         """
+        deadline = time.monotonic() + timeout
         with salt.client.get_local_client(mopts=self._opts) as client:
-            for answer in client.cmd_iter(
-                sorted(names), function, args, timeout=timeout, tgt_type="list", gather_job_timeout=15
-            ):
-                for minion, reply in answer.items():
-                    if "ret" in reply:
-                        yield Reply(minion, reply["ret"], reply.get("retcode", 0) == 0)
+            job = client.run_job(sorted(names), function, args, tgt_type="list", timeout=timeout, listen=True)
+            waiting = set(job.get("minions", ()))
+            returns = f"salt/job/{job['jid']}/ret/" if waiting else None
+            while waiting and (left := deadline - time.monotonic()) > 0:
+                event = client.event.get_event(wait=left, tag=returns, match_type="startswith", full=True)
+                if event is None:
+                    return
+                answer = event["data"]
+                # The master has checked that the answer is this minion's; the tag is its own.
+                if answer.get("id") in waiting and "return" in answer:
+                    waiting.discard(answer["id"])
+                    yield Reply(answer["id"], answer["return"], answer.get("retcode", 0) == 0)
 
 
 def failures(states):
