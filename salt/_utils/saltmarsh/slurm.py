@@ -40,6 +40,7 @@ _TIMEOUT = 30
 # 4000 literal addresses are 64 KB; one argument may have 128 KB (MAX_ARG_STRLEN, execve(2)).
 _NODES_PER_REQUEST = 4000
 _POLL = 0.25
+_RECONFIGURE = 60  # seconds until a new slurmctld process has read the state of a large cluster
 _BASE_STATES = frozenset({"UNKNOWN", "DOWN", "IDLE", "ALLOCATED", "ERROR", "MIXED", "FUTURE"})
 _LEAVING = frozenset({"POWER_DOWN", "POWERING_DOWN", "POWERED_DOWN"})
 _NOT_ANSWERING = frozenset({"DOWN", "UNKNOWN", "FUTURE", "NOT_RESPONDING", "INVALID_REG", "POWERING_UP"})
@@ -109,19 +110,21 @@ def ping():
         raise Unreachable(f"slurmctld on {', '.join(each['hostname'] for each in pings)} does not answer")
 
 
-def wait_ping(timeout):
+def wait_ping(timeout, is_active=lambda: True):
     """
     Wait until slurmctld answers.
 
     :param float timeout: seconds
+    :param is_active: whether slurmctld still runs; there is nothing to wait for if not
     :raises Unreachable: it has not by then
     """
     end = time.monotonic() + timeout
     while True:
+        active = is_active()
         try:
             return ping()
         except Unreachable:
-            if time.monotonic() >= end:
+            if not active or time.monotonic() >= end:
                 raise
         time.sleep(_POLL)
 
@@ -306,17 +309,17 @@ def requeue_jobs(ids):
         _run("scontrol", "requeue", ",".join(ids))
 
 
-def reconfigure(timeout=60):
+def reconfigure(is_active=lambda: True):
     """
     Let slurmctld and every slurmd read the configuration again; returns when slurmctld answers with the new one.
 
     slurmctld starts a new process for it; if that one does not accept the configuration the old one goes on with
-    the old configuration, and this raises (measured).
+    the old configuration, and this raises. In the foreground (``slurmctld -D``) it ends instead (measured).
 
-    :param float timeout: seconds
+    :param is_active: whether slurmctld still runs
     """
     _run("scontrol", "reconfigure")
-    wait_ping(timeout)
+    wait_ping(_RECONFIGURE, is_active)
 
 
 def try_config(path, address, timeout=120):

@@ -113,12 +113,18 @@ class Controller:
                 shutil.copytree(CONFIG, directory, symlinks=True, dirs_exist_ok=True)
             (directory / "state").mkdir()
             write(slurmconf.render_trial(self._pillar, str(directory)), directory)
-            user = slurmconf.slurm_user(self._pillar)
-            shutil.chown(directory, user)
-            shutil.chown(directory / "state", user)
+            self._give_to_slurm_user(directory, directory / "state")
             slurm.try_config(directory / "slurm.conf", slurmconf.controller(self._pillar).address)
         finally:
             shutil.rmtree(directory)
+
+    def _give_to_slurm_user(self, *paths):
+        user = slurmconf.slurm_user(self._pillar)
+        try:
+            for path in paths:
+                shutil.chown(path, user)
+        except LookupError as err:
+            raise SlurmError(f"SlurmUser={user}: there is no such user on this machine") from err
 
     def _replace(self, files, before):
         started = _started()
@@ -142,13 +148,13 @@ class Controller:
 
     def _apply(self, files):
         write(files, CONFIG)
-        slurm.reconfigure()
+        slurm.reconfigure(self._is_active)
 
     def _roll_back(self, before, err):
         """Put the last good files back, make slurmctld run with them, and say why."""
         write(before, CONFIG)
         try:
-            slurm.reconfigure()
+            slurm.reconfigure(self._is_active)
         except SaltmarshError:
             self._restart()
             slurm.wait_ping(_SETTLE)
@@ -259,7 +265,7 @@ def _wait_restarted(started):
 
 
 def _restarted(node, before):
-    return node.registered and node.slurmd_start != before
+    return node.registered and node.slurmd_start not in (0, before)  # 0: a new slurmctld has not heard of it yet
 
 
 def _diff(before, after):
