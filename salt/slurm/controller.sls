@@ -1,4 +1,7 @@
 # slurmctld, with a configuration that follows from pillar.
+include:
+  - munge
+
 slurm packages:
   pkg.installed:
     - pkgs: [slurmctld, slurm-client]

@@ -1,5 +1,6 @@
 # A bare-metal node: it keeps a copy of the configuration, so that it starts while the controller is away.
 include:
+  - munge
   - slurm.slurmd
 
 /etc/slurm:

@@ -234,7 +234,7 @@ def test_expected_nodes_get_their_addresses_in_order(commands):
     commands.say("scontrol show nodes", json.dumps(shown))
     slurm.expect({"vn010": "10.77.0.120", "vn007": "10.77.0.107", "vn008": "10.77.0.108"})
     assert commands.updates == [
-        ["nodename=vn010,vn[007-008]", "nodeaddr=10.77.0.120,10.77.0.[107-108]", "state=DOWN", "reason=growing"]
+        ["nodename=vn010,vn[007-008]", "nodeaddr=10.77.0.120,10.77.0.[107-108]", "state=DOWN", "reason=elastic.grow"]
     ]
 
 

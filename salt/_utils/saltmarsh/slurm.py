@@ -32,7 +32,7 @@ from saltmarsh.errors import SlurmError, Unreachable
 from saltmarsh.hostlist import fold
 
 NOT_GROWN = "not grown"
-GROWING = "growing"
+GROWING = "elastic.grow"  # also what an idle node says until its first job
 
 # Above Slurm's own patience with a slurmctld that is away (9 s measured with MessageTimeout=10) and with one name
 # that does not resolve (19 s).

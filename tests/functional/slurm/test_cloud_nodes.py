@@ -156,7 +156,7 @@ def test_every_one_of_ten_thousand_nodes_has_its_own_address(cluster, pillar):
     every_other = dict(list(addresses.items())[::2])
     slurm.expect(every_other)
     found = slurm.nodes(addresses)
-    assert {name for name, node in found.items() if node.reason == "growing"} == set(every_other)
+    assert {name for name, node in found.items() if node.reason == slurm.GROWING} == set(every_other)
     assert {name: node.address for name, node in found.items()} == addresses
 
 
