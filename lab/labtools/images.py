@@ -5,12 +5,18 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from labtools.settings import CACHE, CHECKOUT, SUITE, VENV
 from labtools.steps import StepFailed, output, run, step
 
+sys.path.insert(0, str(CHECKOUT / "salt/_utils"))
+
+from saltmarsh import library  # noqa: E402
+
+MODULES = CHECKOUT / "salt"
 MACHINE_PACKAGES = CHECKOUT / "lab/packages-machine"
 NODE_PACKAGES = CHECKOUT / "image/packages"
 NODE_FILES = CHECKOUT / "image/rootfs"
@@ -38,8 +44,8 @@ def install_tools():
 
 def machine_root():
     """Directory with the root file system that all containers share, built if need be."""
-    key = _key(MACHINE_PACKAGES, REQUIREMENTS, MINION_UNIT, text=SUITE)
-    with _cached(f"machine-{key}") as (final, partial):
+    key = make_key(MACHINE_PACKAGES, REQUIREMENTS, MINION_UNIT, text=SUITE)
+    with cached(f"machine-{key}") as (final, partial):
         if partial:
             venv = salt_venv()
             with step("build the machines' root file system"):
@@ -51,13 +57,13 @@ def machine_root():
 
 def salt_venv():
     """Directory with the tree of the Salt environment for Debian's Python, built if need be in a throw-away root."""
-    key = _key(REQUIREMENTS, text=SUITE)
-    with _cached(f"venv-{key}") as (final, partial):
+    key = make_key(REQUIREMENTS, text=SUITE)
+    with cached(f"venv-{key}") as (final, partial):
         if partial:
             scratch = partial.with_suffix(".root")
             shutil.rmtree(scratch, ignore_errors=True)
             with step("prepare a root file system to build Salt in"):
-                run(*_mmdebstrap(["python3", "python3-venv", "ca-certificates", *BUILD_PACKAGES]), scratch)
+                run(*mmdebstrap(["python3", "python3-venv", "ca-certificates", *BUILD_PACKAGES]), scratch)
             with step("build the Salt environment"):
                 _pip_install(scratch)
                 partial.mkdir()
@@ -69,8 +75,9 @@ def salt_venv():
 def node_image():
     """Directory with node.qcow2, vmlinux and initrd.img of the golden image, built if need be."""
     recipe = [path for path in sorted(NODE_FILES.rglob("*")) if path.is_file()]
-    key = _key(NODE_PACKAGES, REQUIREMENTS, CHECKOUT / "image/initrd-init", Path(__file__), *recipe, text=SUITE)
-    with _cached(f"node-{key}") as (final, partial):
+    recipe += [NODE_PACKAGES, REQUIREMENTS, CHECKOUT / "image/initrd-init", Path(__file__), *library.files(MODULES)]
+    key = make_key(*recipe, text=SUITE)
+    with cached(f"node-{key}") as (final, partial):
         if partial:
             venv = salt_venv()
             packages = _cached_node_packages()
@@ -80,6 +87,7 @@ def node_image():
                 run("cp", "-a", "--reflink=auto", packages, root)
                 _put_venv(venv, root)
                 run("cp", "-a", "--no-preserve=ownership", f"{NODE_FILES}/.", root)
+                _put_library(root)
                 run("chroot", root, "sh", "-e", "/usr/lib/saltmarsh/finish-image")
                 partial.mkdir()
                 _kernel_and_initrd(root, partial)
@@ -98,8 +106,8 @@ def clean():
 
 
 def _cached_node_packages():
-    key = _key(NODE_PACKAGES, text=SUITE)
-    with _cached(f"node-packages-{key}") as (final, partial):
+    key = make_key(NODE_PACKAGES, text=SUITE)
+    with cached(f"node-packages-{key}") as (final, partial):
         if partial:
             with step("install the golden image's packages"):
                 _debootstrap(NODE_PACKAGES, partial)
@@ -107,7 +115,7 @@ def _cached_node_packages():
 
 
 @contextmanager
-def _cached(name):
+def cached(name):
     """Yield (final, partial): partial is a path to build at, or None where final is already there."""
     CACHE.mkdir(parents=True, exist_ok=True)
     final, partial = CACHE / name, CACHE / f"{name}.partial"
@@ -122,7 +130,8 @@ def _cached(name):
         partial.rename(final)
 
 
-def _key(*files, text=""):
+def make_key(*files, text=""):
+    """A short name for what something is made from: these files of the checkout, and this text."""
     digest = hashlib.sha256(text.encode())
     for path in files:
         digest.update(f"{path.relative_to(CHECKOUT)} {path.stat().st_mode}\n".encode())
@@ -130,7 +139,8 @@ def _key(*files, text=""):
     return digest.hexdigest()[:12]
 
 
-def _mmdebstrap(packages):
+def mmdebstrap(packages):
+    """The command that makes a root file system of these packages, less the directory it goes to."""
     return [
         "mmdebstrap", "--mode=root", "--format=directory", "--variant=apt", "--architectures=amd64",
         '--aptopt=APT::Install-Recommends "false"', *(f"--dpkgopt=path-exclude=/{path}" for path in LEAN),
@@ -139,7 +149,7 @@ def _mmdebstrap(packages):
 
 
 def _debootstrap(package_file, target):
-    run(*_mmdebstrap(package_file.read_text().split()), target)
+    run(*mmdebstrap(package_file.read_text().split()), target)
 
 
 def _pip_install(root):
@@ -159,6 +169,17 @@ def _put_venv(venv, root):
     target = root / VENV.lstrip("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     run("cp", "-a", "--reflink=auto", venv, target)
+
+
+def _put_library(root):
+    """The project's modules as Salt would synchronise them, and the grain that says which they are."""
+    extension_modules = root / "var/cache/salt/minion/extmods"
+    for path in library.files(MODULES):
+        target = extension_modules / str(path.relative_to(MODULES)).removeprefix("_")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    run("chroot", root, f"{VENV}/bin/python", "-m", "compileall", "-q", "/var/cache/salt/minion/extmods")
+    (root / "etc/salt/grains").write_text(f"saltmarsh:\n  library: {library.digest(MODULES)}\n")
 
 
 def _kernel_and_initrd(root, target):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from saltmarsh import library
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.minions import failures
 from saltmarsh.model import State
@@ -104,10 +105,15 @@ def join(controller, names):
     :param Controller controller: what to act through
     :param names: the nodes
     """
-    answering = controller.minions.answering(names, PING_SECONDS)
+    wanted = library.digest()
+    replies = controller.minions.call(names, "grains.get", library.GRAIN, timeout=PING_SECONDS)
+    libraries = {reply.minion: reply.value for reply in replies}
+    answering = libraries.keys()
     _note(controller, answering, State.BOOTING, ANSWERS)
     if not answering:
         return
+    if stale := {name for name, has in libraries.items() if has != wanted}:
+        list(controller.minions.call(stale, "saltutil.sync_all", "base", timeout=HIGHSTATE_SECONDS))
     configured = set()
     silent = set(answering)
     for reply in controller.minions.call(answering, "state.highstate", timeout=HIGHSTATE_SECONDS):
