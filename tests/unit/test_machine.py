@@ -1,10 +1,13 @@
 """What may be asked of a machine, and what is said about a mistake."""
 
+import re
+
 import pytest
+import salt.utils.yaml
 from hypervisors import profile, provider, spec
 
 from saltmarsh.errors import InvalidInput
-from saltmarsh.machine import MachineSpec, ProviderConfig
+from saltmarsh.machine import MachineSpec, Network, ProviderConfig
 
 NETWORK = profile()["network"]
 
@@ -72,3 +75,28 @@ def test_a_mistake_in_a_provider_is_one_line_that_names_the_key(changes, message
 def test_a_hardware_address_belongs_to_an_address():
     assert spec(1).mac == "52:54:00:4d:00:65"
     assert len({spec(number).mac for number in range(1, 17)}) == 16
+
+
+def test_the_shipped_profiles_and_map_are_acceptable(checkout):
+    profiles = {}
+    for path in (checkout / "cloud.profiles.d").glob("*.conf"):
+        profiles |= salt.utils.yaml.safe_load(path.read_text())
+    example = salt.utils.yaml.safe_load((checkout / "cloud.maps.d/example.map").read_text())
+    for profile_name, entries in example.items():
+        for name, entry in (item for each in entries for item in each.items()):
+            MachineSpec.read(profiles[profile_name] | entry | {"name": name}, name)
+    MachineSpec.read(profiles["stock"] | {"name": "vn014", "address": "10.77.0.114"}, "stock")
+    [values] = salt.utils.yaml.safe_load((checkout / "cloud.providers.d/libvirt.conf").read_text()).values()
+    ProviderConfig.read(values, "provider")
+
+
+def test_the_manuals_examples_are_acceptable_and_its_tables_know_every_key(checkout):
+    manual = (checkout / "docs/howto/providers.md").read_text()
+    blocks = [salt.utils.yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL)]
+    provider_values, profile_values, example = (next(iter(block.values())) for block in blocks)
+    ProviderConfig.read(provider_values, "provider")
+    for name, entry in (item for each in example for item in each.items()):
+        MachineSpec.read(profile_values | entry | {"name": name}, name)
+    known = set(re.findall(r"`:?([a-z_]+:)?([a-z_]+)`", manual))
+    keys = {*MachineSpec.model_fields, *ProviderConfig.model_fields, *Network.model_fields} - {"name", "network"}
+    assert keys <= {key for _, key in known}
