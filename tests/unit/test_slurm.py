@@ -86,7 +86,6 @@ EVERY_CALL = {
     "jobs": slurm.jobs,
     "park": lambda: slurm.park("vn001"),
     "expect": lambda: slurm.expect({"vn007": "10.77.0.107"}),
-    "wait_registered": lambda: slurm.wait_registered("vn001", 0),
     "drain": lambda: slurm.drain("vn001", "why"),
     "undrain": lambda: slurm.undrain("vn001"),
     "down": lambda: slurm.down("vn001", "why"),
@@ -160,30 +159,30 @@ def test_nodes_are_what_slurmctld_says(commands):
 
 
 @pytest.mark.parametrize(
-    ("states", "absent", "startable", "registered", "usable"),
+    ("states", "absent", "startable", "registered"),
     [
-        ("DOWN CLOUD POWERED_DOWN", True, False, False, False),
-        ("IDLE CLOUD POWERED_DOWN", False, True, False, False),
-        ("IDLE CLOUD POWERED_DOWN NOT_RESPONDING", False, True, False, False),
-        ("DOWN CLOUD POWERING_DOWN", False, False, False, False),
-        ("DOWN CLOUD POWERING_UP NOT_RESPONDING", False, False, False, False),
-        ("IDLE CLOUD POWER_DOWN", False, False, False, False),
-        ("DOWN CLOUD NOT_RESPONDING", False, False, False, False),
-        ("UNKNOWN", False, False, False, False),
-        ("IDLE CLOUD", False, False, True, True),
-        ("ALLOCATED CLOUD", False, False, True, True),
-        ("MIXED CLOUD COMPLETING", False, False, True, True),
-        ("ALLOCATED CLOUD NOT_RESPONDING", False, False, False, False),
-        ("IDLE CLOUD DRAIN", False, False, True, False),
-        ("IDLE CLOUD DRAIN INVALID_REG", False, False, False, False),
+        ("DOWN CLOUD POWERED_DOWN", True, False, False),
+        ("IDLE CLOUD POWERED_DOWN", False, True, False),
+        ("IDLE CLOUD POWERED_DOWN NOT_RESPONDING", False, True, False),
+        ("DOWN CLOUD POWERING_DOWN", False, False, False),
+        ("DOWN CLOUD POWERING_UP NOT_RESPONDING", False, False, False),
+        ("IDLE CLOUD POWER_DOWN", False, False, False),
+        ("DOWN CLOUD NOT_RESPONDING", False, False, False),
+        ("UNKNOWN", False, False, False),
+        ("IDLE CLOUD", False, False, True),
+        ("ALLOCATED CLOUD", False, False, True),
+        ("MIXED CLOUD COMPLETING", False, False, True),
+        ("ALLOCATED CLOUD NOT_RESPONDING", False, False, False),
+        ("IDLE CLOUD DRAIN", False, False, True),
+        ("IDLE CLOUD DRAIN INVALID_REG", False, False, False),
     ],
 )
-def test_states_say_whether_a_node_is_there(commands, states, absent, startable, registered, usable):
+def test_states_say_whether_a_node_is_there(commands, states, absent, startable, registered):
     shown = json.loads((RECORDED / "show_nodes.json").read_text())
     shown["nodes"] = [shown["nodes"][1] | {"state": states.split()}]
     commands.say("scontrol show nodes", json.dumps(shown))
     node = slurm.nodes()["vn001"]
-    assert (node.absent, node.startable, node.registered, node.usable) == (absent, startable, registered, usable)
+    assert (node.absent, node.startable, node.registered) == (absent, startable, registered)
     assert set(node.state.split("+")) == set(states.split())
     assert node.state.startswith(states.split()[0])
 
@@ -253,11 +252,6 @@ def test_only_a_node_that_is_not_there_can_be_expected(commands, name, message):
     with pytest.raises(SlurmError, match=message):
         slurm.expect({name: "10.77.0.199"})
     assert commands.updates == []
-
-
-def test_a_node_that_does_not_register_is_named_with_what_slurm_has(commands):
-    with pytest.raises(SlurmError, match=r"did not register within 0 s: Slurm has vn004 DOWN.* \(growing : Not resp"):
-        slurm.wait_registered(["hv1", "vn001", "vn004"], 0)
 
 
 def test_only_addresses_that_differ_are_set(commands):

@@ -234,3 +234,25 @@ def test_all_mistakes_are_told_at_once(pillar):
     with pytest.raises(PillarError) as caught:
         slurmconf.render(pillar)
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_the_manuals_example_is_acceptable_together_with_that_of_pools(checkout):
+    pillar = {}
+    for page in ("pools", "slurm"):
+        text = (checkout / "docs/howto" / f"{page}.md").read_text()
+        pillar |= yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert "NodeName=hv[1-2] NodeAddr=10.77.0.[11-12]" in slurmconf.render(pillar)["slurm.conf"]
+
+
+def test_the_manual_names_every_keyword_that_the_project_sets(checkout):
+    text = (checkout / "docs/howto/slurm.md").read_text()
+    named = set(re.findall(r"`([A-Za-z]+)`", text))
+    assert {*slurmconf.DEFAULTS, *slurmconf.FIXED} <= named
+
+
+def test_the_labs_pillar_is_acceptable(checkout):
+    files = ("elastic.sls", "slurm.sls")
+    pillar = {
+        key: value for file in files for key, value in yaml.safe_load((checkout / "pillar" / file).read_text()).items()
+    }
+    assert str(slurmconf.local_copies(pillar)) == "hv[1-2]"

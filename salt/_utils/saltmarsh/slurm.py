@@ -2,7 +2,7 @@
 Slurm's commands, and what the states of a pool's node mean. Nothing else in the project calls Slurm.
 
 A node of a pool is ``State=CLOUD`` in slurm.conf. Its life in Slurm (measured with 24.11.5, see
-docs/decisions/0002-cloud-node-states.md):
+docs/decisions/0004-cloud-node-states.md):
 
 ===================================  ===========================================================================
 ``DOWN+CLOUD+POWERED_DOWN``          *not there*: no job is placed on it, slurmctld does not ping it
@@ -74,11 +74,6 @@ class SlurmNode:
     def registered(self):
         """The node's slurmd has registered and answers; the node may be drained nevertheless."""
         return not self.states & (_NOT_ANSWERING | _LEAVING)
-
-    @property
-    def usable(self):
-        """A job could start here now, or runs here: registered and neither drained nor failed."""
-        return self.registered and not self.states & {"DRAIN", "FAIL", "MAINTENANCE"}
 
     @property
     def state(self):
@@ -192,30 +187,6 @@ def expect(addresses):
         raise SlurmError(f"Slurm has {_listed(there)}: expected DOWN+CLOUD+POWERED_DOWN, release it first")
     for chunk in _chunks(tuple(addresses)):
         _update_nodes(chunk, nodeaddr=fold(map(addresses.get, chunk)), state="DOWN", reason=GROWING)
-
-
-def wait_registered(names, timeout):
-    """
-    Wait until the slurmd of every node has registered, so that Slurm has made the node idle.
-
-    :param names: nodes
-    :param float timeout: seconds
-    :returns: the nodes then
-    :rtype: dict[str, SlurmNode]
-    :raises SlurmError: also if one has not by then; the message says what Slurm has against each
-    """
-    wanted = _names(names)
-    end = time.monotonic() + timeout
-    while True:
-        found = nodes(wanted)
-        if missing := [name for name in wanted if name not in found]:
-            raise SlurmError(f"{fold(missing)} is not in Slurm's configuration: run slurm.push_config")
-        late = [node for node in found.values() if not node.registered]
-        if not late:
-            return found
-        if time.monotonic() >= end:
-            raise SlurmError(f"nodes did not register within {timeout:g} s: Slurm has {_listed(late)}")
-        time.sleep(_POLL)
 
 
 def drain(names, reason):

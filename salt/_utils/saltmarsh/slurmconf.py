@@ -2,7 +2,7 @@
 Slurm's configuration, made from pillar alone: the same pillar gives the same bytes on every machine.
 
 Nothing here talks to Slurm or writes a file. Facts are from slurm.conf(5) of 24.11 and measured with 24.11.5, see
-docs/decisions/0002-cloud-node-states.md.
+docs/decisions/0004-cloud-node-states.md.
 """
 
 import hashlib

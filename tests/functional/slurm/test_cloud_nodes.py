@@ -1,4 +1,4 @@
-"""The life of a pool's node in a real Slurm: docs/decisions/0002-cloud-node-states.md."""
+"""The life of a pool's node in a real Slurm: docs/decisions/0004-cloud-node-states.md."""
 
 import time
 
