@@ -194,6 +194,14 @@ def test_volumes_that_were_there_before_are_refused_and_kept(hypervisors):
     assert left_of(hypervisors, "vn001") == ["hv1: vn001.qcow2"]
 
 
+def test_without_a_lock_no_machine_is_placed(make, tmp_path):
+    (tmp_path / "cache").write_text("not a directory")
+    hypervisors = make()
+    with pytest.raises(ProviderError, match=r"machines can't be placed without a lock: .*/cache"):
+        create(hypervisors)
+    assert not left_of(hypervisors, "vn001")
+
+
 def test_a_machine_that_cannot_be_made_leaves_nothing(hypervisors):
     asked = spec()
     # The test driver has no uploads, so the secret volume fails after domain, disk and console were made.

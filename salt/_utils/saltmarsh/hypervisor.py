@@ -119,8 +119,7 @@ class Hypervisors:
         :raises Unreachable: no host that answers has it, and not all answer
         """
         host, connection, domain = self._find(name)
-        with asking(host, connection, f"can't look at {name}"):
-            return self._machine(host, domain)
+        return self._described(host, connection, domain, name)
 
     def place(self, spec):
         """
@@ -164,7 +163,7 @@ class Hypervisors:
             self._make_volumes(host, connection, spec, identity)
             with asking(host, connection, f"can't start {spec.name}"):
                 domain.create()
-                return self._machine(host, domain)
+            return self._described(host, connection, domain, spec.name)
         except BaseException:
             try:
                 self._remove(host, connection, spec.name)
@@ -281,6 +280,13 @@ class Hypervisors:
             uuid=domain.UUIDString(),
         )
 
+    def _described(self, host, connection, domain, name):
+        with asking(host, connection, f"can't look at {name}"):
+            machine = self._machine(host, domain)
+        if machine is None:
+            raise NotFound(f"{host}: {name} has been removed meanwhile")
+        return machine
+
     def _find(self, name):
         silent = []
         for host in self.config.hosts:
@@ -372,8 +378,12 @@ class Hypervisors:
     @contextlib.contextmanager
     def _placing(self):
         """From choosing a host until its memory is spoken for, one at a time: threads and processes alike."""
-        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock_file.open("a") as lock:
+        try:
+            self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._lock_file.open("a")
+        except OSError as err:
+            raise ProviderError(f"machines can't be placed without a lock: {err}") from err
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 yield
