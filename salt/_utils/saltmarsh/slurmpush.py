@@ -127,6 +127,8 @@ class Controller:
             raise SlurmError(f"SlurmUser={user}: there is no such user on this machine") from err
 
     def _replace(self, files, before):
+        # Files that somebody has edited are not what slurmctld runs with.
+        good = before if slurm.is_config_current() else _latest_kept() or before
         started = _started()
         try:
             addresses = slurmconf.pool_addresses(self._pillar)
@@ -141,7 +143,7 @@ class Controller:
             if late and len(late) == len(started):
                 raise SlurmError(f"no slurmd came back with it within {_SETTLE} s ({fold(late)})")
         except SaltmarshError as err:
-            self._roll_back(before, err)
+            self._roll_back(good, err)
         if late:
             raise SlurmError(f"the slurmd of {fold(late)} did not come back with the new configuration, all others did")
         slurm.set_addresses({name: addresses[name] for name, node in slurm.nodes(addresses).items() if _away(node)})
@@ -150,15 +152,15 @@ class Controller:
         write(files, CONFIG)
         slurm.reconfigure(self._is_active)
 
-    def _roll_back(self, before, err):
+    def _roll_back(self, good, err):
         """Put the last good files back, make slurmctld run with them, and say why."""
-        write(before, CONFIG)
+        write(good, CONFIG)
         try:
             slurm.reconfigure(self._is_active)
         except SaltmarshError:
             self._restart()
             slurm.wait_ping(_SETTLE)
-        raise SlurmError(f"{err}; the configuration from before ({slurmconf.digest(before)[:12]}) is back") from err
+        raise SlurmError(f"{err}; the last good configuration ({slurmconf.digest(good)[:12]}) is back") from err
 
     def _spread(self, digest):
         """Let copies be written, and compare digests on every node that is there."""
@@ -225,19 +227,31 @@ def write(files, directory):
 
     :param dict files: the text of each file by name
     :param pathlib.Path directory: is made if need be
+    :raises SlurmError: it can't be written (disk full, ...)
     """
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in slurmconf.FILES:
-        path, new = directory / name, directory / f".{name}.new"
-        if name not in files:
-            path.unlink(missing_ok=True)
-            continue
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        present = read(directory)
+        for name in slurmconf.FILES:
+            if name not in files:
+                (directory / name).unlink(missing_ok=True)
+            elif files[name] != present.get(name):
+                _replace_file(directory / name, files[name])
+    except OSError as err:
+        raise SlurmError(f"{err.filename or directory}: {err.strerror}") from err
+
+
+def _replace_file(path, text):
+    new = path.with_name(f".{path.name}.new")
+    try:
         with new.open("w") as file:
             os.fchmod(file.fileno(), 0o644)
-            file.write(files[name])
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _away(node):
@@ -280,9 +294,19 @@ def _keep(files):
     """Keep this configuration under its digest, and of the older ones the latest few."""
     write(files, KEPT / slurmconf.digest(files))
     os.utime(KEPT / slurmconf.digest(files))
-    kept = sorted((path for path in KEPT.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for old in kept[:-_KEEP]:
+    for old in _kept()[:-_KEEP]:
         shutil.rmtree(old)
+
+
+def _kept():
+    """The directories of configurations that slurmctld has accepted, the latest last."""
+    found = [path for path in KEPT.iterdir() if path.is_dir()]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def _latest_kept():
+    kept = _kept()
+    return read(kept[-1]) if kept else {}
 
 
 @contextlib.contextmanager

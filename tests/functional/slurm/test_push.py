@@ -3,6 +3,7 @@
 import copy
 import fcntl
 import signal
+import subprocess
 
 import pytest
 from conftest import NODES, SLURMCTLD, wait_until
@@ -172,11 +173,21 @@ def test_what_slurmctld_refuses_is_rolled_back(grown, pillar, untried):
     job = grown.submit()
     grown.counts_on(job)
     before = on_disk(grown)
-    with pytest.raises(SlurmError, match=r"scontrol reconfigure failed: .*; the configuration from before .* is back"):
+    with pytest.raises(SlurmError, match=r"scontrol reconfigure failed: .*; the last good configuration .* is back"):
         push(grown, pillar, SelectType="select/nosuch")
     assert on_disk(grown) == before
     assert slurm.is_config_current()
     grown.counts_on(job)
+
+
+def test_files_that_somebody_has_edited_are_not_the_last_good_ones(grown, pillar, untried):
+    push(grown, pillar, SlurmdTimeout=44)
+    good = on_disk(grown)
+    (grown.config / "slurm.conf").write_text(good["slurm.conf"].replace("select/cons_tres", "select/typo"))
+    with pytest.raises(SlurmError, match=r"the last good configuration .* is back"):
+        push(grown, pillar, SelectType="select/nosuch")
+    assert on_disk(grown) == good
+    assert slurm.is_config_current()
 
 
 def test_a_slurmctld_that_dies_of_it_runs_with_the_last_good_file_again(grown, pillar, untried):
@@ -186,7 +197,7 @@ def test_a_slurmctld_that_dies_of_it_runs_with_the_last_good_file_again(grown, p
     job = grown.submit()
     grown.counts_on(job)
     before = on_disk(grown)
-    with pytest.raises(SlurmError, match=r"does not answer; the configuration from before .* is back"):
+    with pytest.raises(SlurmError, match=r"does not answer; the last good configuration .* is back"):
         push(grown, pillar, SelectType="select/nosuch")
     assert on_disk(grown) == before
     assert slurm.is_config_current()
@@ -198,7 +209,7 @@ def test_what_ends_every_slurmd_is_rolled_back(grown, pillar, untried, monkeypat
     job = grown.submit()
     grown.counts_on(job)
     before = on_disk(grown)
-    with pytest.raises(SlurmError, match=r"no slurmd came back .*vn.*; the configuration from before .* is back"):
+    with pytest.raises(SlurmError, match=r"no slurmd came back .*vn.*; the last good configuration .* is back"):
         push(grown, pillar, TaskPlugin="task/nosuch")
     assert on_disk(grown) == before
     grown.counts_on(job)
@@ -317,3 +328,19 @@ def test_a_copy_is_written_only_if_pillar_leads_to_the_digest_that_was_pushed(cl
     assert slurmpush.write_copy(pillar, digest).changed
     assert not slurmpush.write_copy(pillar, digest).changed
     assert slurmpush.digest_here() == digest
+
+
+def test_a_full_disk_leaves_the_files_as_they_are(machine, tmp_path):
+    directory = tmp_path / "small"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "small", directory], check=True)
+    try:
+        slurmpush.write({"slurm.conf": "good\n", "cgroup.conf": "good\n"}, directory)
+        with pytest.raises(SlurmError, match="No space left on device"):
+            slurmpush.write({"slurm.conf": "x" * 20_000, "cgroup.conf": "good\n"}, directory)
+        assert {path.name: path.read_text() for path in directory.iterdir()} == {
+            "slurm.conf": "good\n",
+            "cgroup.conf": "good\n",
+        }
+    finally:
+        subprocess.run(["umount", directory], check=True)
