@@ -183,7 +183,7 @@ def test_what_slurmctld_refuses_is_rolled_back(grown, pillar, untried):
 def test_files_that_somebody_has_edited_are_not_the_last_good_ones(grown, pillar, untried):
     push(grown, pillar, SlurmdTimeout=44)
     good = on_disk(grown)
-    (grown.config / "slurm.conf").write_text(good["slurm.conf"].replace("select/cons_tres", "select/typo"))
+    (grown.config / "slurm.conf").write_text(good["slurm.conf"] + "SchedulerType=sched/typo\n")
     with pytest.raises(SlurmError, match=r"the last good configuration .* is back"):
         push(grown, pillar, SelectType="select/nosuch")
     assert on_disk(grown) == good
