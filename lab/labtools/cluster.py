@@ -122,4 +122,3 @@ def _binds(machine):
     # The hosts are containers on a kernel without an NFS client: they see the exported directories themselves.
     shared = [f"--bind={STATE / 'export' / name}:{target}" for name, target in SHARED.items()]
     return [*shared, f"--bind-ro={STATE / 'images'}:/srv/images", f"--bind={STATE / 'nodes'}:/srv/nodes"]
-

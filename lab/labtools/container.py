@@ -54,9 +54,7 @@ def prepare(machine: Machine, base: Path):
     (machine.root / "etc/machine-id").write_text("")
     (machine.root / "etc/resolv.conf").unlink(missing_ok=True)
     (network / "10-br0.netdev").write_text(BRIDGE_DEVICE)
-    (network / "10-br0.network").write_text(
-        NETWORK.format(name="br0", settings=f"Address={machine.address}/{PREFIX}")
-    )
+    (network / "10-br0.network").write_text(NETWORK.format(name="br0", settings=f"Address={machine.address}/{PREFIX}"))
     (network / "10-host0.network").write_text(NETWORK.format(name="host0", settings="Bridge=br0"))
     _only_network(machine.root / "etc/systemd/system")
 

@@ -14,7 +14,7 @@ from labtools.steps import StepFailed, output, run, step
 
 sys.path.insert(0, str(CHECKOUT / "salt/_utils"))
 
-from saltmarsh import library  # noqa: E402
+from saltmarsh import library
 
 MODULES = CHECKOUT / "salt"
 MACHINE_PACKAGES = CHECKOUT / "lab/packages-machine"
@@ -157,12 +157,19 @@ def _pip_install(root):
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     bundle = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
     shutil.copy(bundle, root / "etc/ssl/certs/ca-certificates.crt")
-    environment = {name: value for name, value in os.environ.items() if name.startswith("PIP_") and "FIND_LINKS" not in name}
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith("PIP_") and "FIND_LINKS" not in name
+    }
     environment |= {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-    environment |= {"PIP_CERT": "/etc/ssl/certs/ca-certificates.crt", "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}
+    environment |= {
+        "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
+        "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
+    }
     chroot = ("chroot", root)
     run(*chroot, "python3", "-m", "venv", VENV, env=environment)
-    run(*chroot, f"{VENV}/bin/pip", "install", "--no-cache-dir", "--compile", "-r", "/requirements.txt", env=environment)
+    run(
+        *chroot, f"{VENV}/bin/pip", "install", "--no-cache-dir", "--compile", "-r", "/requirements.txt", env=environment
+    )
 
 
 def _put_venv(venv, root):

@@ -42,9 +42,14 @@ def accept_minions():
     new = [machine for machine in MACHINES.values() if not (machine.root / "etc/salt/pki/minion/minion.pem").exists()]
     if not new:
         return
-    generate = "import json, sys, salt.utils.cloud as c; json.dump([c.gen_keys(2048) for _ in sys.argv[1:]], sys.stdout)"
+    generate = (
+        "import json, sys, salt.utils.cloud as c; json.dump([c.gen_keys(2048) for _ in sys.argv[1:]], sys.stdout)"
+    )
     made = container.execute(
-        CTL, [f"{VENV}/bin/python", "-c", generate, *(machine.name for machine in new)], check=True, stdout=subprocess.PIPE
+        CTL,
+        [f"{VENV}/bin/python", "-c", generate, *(machine.name for machine in new)],
+        check=True,
+        stdout=subprocess.PIPE,
     )
     for machine, (private, public) in zip(new, json.loads(made.stdout), strict=True):
         pki = machine.root / "etc/salt/pki/minion"
@@ -92,4 +97,3 @@ def _minion_configuration():
         directory = machine.root / "etc/salt/minion.d"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "10-identity.conf").write_text(f"id: {machine.name}\nmaster: {CTL.address}\n")
-

@@ -22,7 +22,9 @@ def step(title):
     except subprocess.CalledProcessError as err:
         print(" FAILED", flush=True)
         command = err.cmd if isinstance(err.cmd, str) else " ".join(map(str, err.cmd))
-        raise StepFailed(f"{title}: exit status {err.returncode} from: {command[:200]} (log: {LOG}/commands.log)") from err
+        raise StepFailed(
+            f"{title}: exit status {err.returncode} from: {command[:200]} (log: {LOG}/commands.log)"
+        ) from err
     except StepFailed as err:
         print(" FAILED", flush=True)
         raise StepFailed(f"{title}: {err}") from err

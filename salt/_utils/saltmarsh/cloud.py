@@ -5,13 +5,14 @@ Nothing else in the project calls salt-cloud. Errors of a driver are per machine
 """
 
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import salt.cloud
 import salt.utils.context
 from salt.exceptions import SaltCloudSystemExit, SaltException
 
-from saltmarsh.errors import InvalidInput, ProviderError
+from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
 
 # Measured: 16 threads are faster than salt-cloud's processes, which need 500 KB of memory for each machine.
 _WORKERS = 16
@@ -41,6 +42,20 @@ class Cloud:
                 f"salt-cloud has no profile {profile!r} (cloud.profiles.d); profiles: {', '.join(sorted(known))}"
             )
 
+    def check_host(self, profile, host):
+        """
+        Make sure that a host of a profile's provider answers.
+
+        :raises Unreachable: it does not
+        """
+        with self._driver(profile, "avail_locations") as locations:
+            try:
+                answering = locations()
+            except (SaltException, SaltCloudSystemExit) as err:
+                raise Unreachable(f"host {host}: {_one_line(err)}") from err
+        if host not in answering:
+            raise Unreachable(f"host {host} does not answer")
+
     def create(self, rendered_map, report):
         """
         Run a map: create its machines, several at a time.
@@ -49,7 +64,7 @@ class Cloud:
 
         :param dict rendered_map: as of :func:`render_map`
         :param report: called with a name and its outcome as soon as it is known
-        :returns: by name, the driver's description of the machine (a dict), or one line saying why there is none (a str)
+        :returns: by name, the driver's description of the machine (a dict), or a line saying why there is none (a str)
         :raises ProviderError: salt-cloud would not create exactly these machines; none was made
         """
         wanted = {name for entries in rendered_map.values() for entry in entries for name in entry}
@@ -76,32 +91,29 @@ class Cloud:
                 report(name, outcomes[name])
         return outcomes
 
-    def destroy(self, profile, names):
+    def destroy(self, profile, hosts):
         """
         Destroy machines, several at a time; one that does not exist is no error.
 
         :param str profile: the profile by which they were made
-        :param names: the machines
+        :param dict hosts: by machine, the host on which it is, or None where that is not known
         :returns: by name, None where it is proven gone, otherwise one line saying why it is not
         :rtype: dict[str, str | None]
         """
-        self.check_profile(profile)
-        provider = self._client.opts["profiles"][profile]["provider"]
-        cloud = salt.cloud.Cloud(self._client._opts_defaults())
-        driver_destroy = cloud.clouds[f"{provider.partition(':')[2]}.destroy"]
 
         def destroy(name):
+            known = {"host": hosts[name]} if hosts[name] else {}
             try:
-                driver_destroy(name, call="action")
+                driver_destroy(name, call="action", **known)
             except (SaltException, SaltCloudSystemExit) as err:
                 return _one_line(err)
             self._forget_key(name)
             return None
 
-        # Set once for all threads: set and reset per call, it would vanish under another thread's feet.
-        injected = salt.utils.context.func_globals_inject(driver_destroy, __active_provider_name__=provider)
-        with injected, ThreadPoolExecutor(min(_WORKERS, len(names))) as pool:
-            return dict(zip(names, pool.map(destroy, names), strict=True))
+        # The driver is told its provider once for all threads: set and reset per call, it would vanish under another's
+        # feet.
+        with self._driver(profile, "destroy") as driver_destroy, ThreadPoolExecutor(min(_WORKERS, len(hosts))) as pool:
+            return dict(zip(hosts, pool.map(destroy, hosts), strict=True))
 
     def accepted_keys(self):
         """
@@ -111,6 +123,15 @@ class Cloud:
         """
         return frozenset(path.name for path in Path(self._client.opts["pki_dir"], "minions").iterdir())
 
+    @contextmanager
+    def _driver(self, profile, function):
+        """A function of the driver behind a profile, which knows its provider as long as the context lasts."""
+        self.check_profile(profile)
+        provider = self._client.opts["profiles"][profile]["provider"]
+        clouds = salt.cloud.Cloud(self._client._opts_defaults()).clouds
+        called = clouds[f"{provider.partition(':')[2]}.{function}"]
+        with salt.utils.context.func_globals_inject(called, __active_provider_name__=provider):
+            yield called
 
     def _forget_key(self, name):
         for directory in _KEY_DIRECTORIES:

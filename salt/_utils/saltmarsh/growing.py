@@ -53,6 +53,8 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     timeout = timeout or pool.limits.boot_timeout
     controller.ledger.claimable(pool, **_claim(what, minimum))  # a wrong argument is told before anything else is asked
     controller.slurm.ping()
+    if host is not None:
+        controller.cloud.check_host(pool.profile, host)
     operation, nodes = controller.ledger.claim("grow", pool, **_claim(what, minimum))
     growth = _Growth(controller, pool, operation, nodes, say)
     try:
@@ -134,7 +136,9 @@ class _Growth:
     def conclude(self, timeout, least):
         """Keep what is ready if it is enough, give back the rest, and say what came of it."""
         for node in self.ledger.nodes(self.unfinished()):
-            self.failed.setdefault(node.name, _AFTER_TIMEOUT.format(timeout=timeout) + f" ({node.reason or node.state})")
+            self.failed.setdefault(
+                node.name, _AFTER_TIMEOUT.format(timeout=timeout) + f" ({node.reason or node.state})"
+            )
         ready = self.addresses.keys() - self.failed.keys()
         enough = len(ready) >= least
         stuck = self.undo(self.failed.keys() if enough else self.addresses.keys(), None)

@@ -123,7 +123,12 @@ def join(controller, names):
             _note(controller, {reply.minion}, State.BOOTING, CONFIGURED)
         else:
             _note(controller, {reply.minion}, State.FAILED, f"highstate failed: {failures(reply.value)}")
-    _note(controller, silent, State.FAILED, f"its minion did not answer for {HIGHSTATE_SECONDS} s while it applied its states")
+    _note(
+        controller,
+        silent,
+        State.FAILED,
+        f"its minion did not answer for {HIGHSTATE_SECONDS} s while it applied its states",
+    )
     _wait_registered(controller, configured)
 
 

@@ -24,7 +24,8 @@ def recover_abandoned(controller):
             adopted = controller.ledger.adopt(operation)
         except Conflict:
             continue  # somebody else was faster
-        log.warning("%s %s of process %s, which is gone: taking over", operation.verb, operation.id, operation.owner.pid)
+        gone = operation.owner.pid
+        log.warning("%s %s of process %s, which is gone: taking over", operation.verb, operation.id, gone)
         _RECOVER[operation.verb](controller, adopted)
         count += 1
     return count

@@ -1,4 +1,4 @@
-"""Take nodes away until nothing of them is left: machine, disk, minion key, DNS name, Slurm state; then free the name."""
+"""Take nodes away until nothing is left of machine, disk, minion key, DNS name and Slurm state; then free the name."""
 
 import logging
 from collections import defaultdict
@@ -25,20 +25,22 @@ def remove(controller, pool, operation, reasons, say=log.info):
     :rtype: dict[str, str]
     """
     ledger = controller.ledger
+    nodes = ledger.nodes(reasons)
     by_reason = defaultdict(set)
-    for node in ledger.nodes(reasons):
+    for node in nodes:
         if node.state is not State.DESTROYING:
             by_reason[reasons[node.name]].add(node.name)
     for reason, names in by_reason.items():
         ledger.move(operation, names, State.DESTROYING, reason=reason)
-    stuck = {name: why for name, why in controller.cloud.destroy(pool.profile, sorted(reasons)).items() if why}
+    destroyed = controller.cloud.destroy(pool.profile, {node.name: node.host for node in nodes})
+    stuck = {name: why for name, why in destroyed.items() if why}
     gone = reasons.keys() - stuck.keys()
     try:
-        controller.slurm.release({name: pool.address_of(name) for name in gone}, RELEASE_SECONDS)
+        controller.slurm.release({node.name: node.address for node in nodes if node.name in gone}, RELEASE_SECONDS)
     except SaltmarshError as err:
         stuck |= dict.fromkeys(gone, str(err))
         gone = set()
-    stuck |= {name: "its minion key is still accepted" for name in gone & controller.cloud.accepted_keys()}
+    stuck |= dict.fromkeys(gone & controller.cloud.accepted_keys(), "its minion key is still accepted")
     gone -= stuck.keys()
     controller.dns.remove(gone)
     if gone:
