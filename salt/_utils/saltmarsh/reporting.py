@@ -97,4 +97,3 @@ def history(controller, name):
 
 def _when(seconds):
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
-
