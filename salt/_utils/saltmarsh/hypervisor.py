@@ -214,11 +214,13 @@ class Hypervisors:
         host, connection, domain = self._find(name)
         with asking(host, connection, f"can't stop {name}"):
             domain.shutdown()
-            deadline = time.monotonic() + timeout
-            while domain.isActive():
-                if time.monotonic() > deadline:
-                    raise ProviderError(f"{host}: {name} still runs {timeout} s after it was asked to shut down")
-                time.sleep(0.2)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with asking(host, connection, f"can't see whether {name} has stopped"):
+                if not domain.isActive():
+                    return
+            time.sleep(0.2)
+        raise ProviderError(f"{host}: {name} still runs {timeout} s after it was asked to shut down")
 
     def reboot(self, name):
         """
