@@ -180,6 +180,17 @@ def test_the_operation_of_a_killed_owner_is_abandoned_at_once(path, pool):
             ledger.begin("shrink", pool.name, pool.nodes[:2], expect={State.CREATING}, to=State.DESTROYING)
 
 
+def test_an_operation_that_is_let_go_of_is_abandoned_though_its_process_lives(path, pool):
+    with Ledger(path) as ledger:
+        operation, _ = ledger.claim("grow", pool, count=2)
+        ledger.abandon(operation)
+        (abandoned,) = ledger.abandoned()
+        assert abandoned.id == operation.id
+        with pytest.raises(Conflict, match=r"^grow 1 \(process \d+\) was taken over by process 0$"):
+            ledger.move(operation, ["vn001"], State.CREATING)
+        ledger.move(ledger.adopt(abandoned), ["vn001"], State.CREATING)
+
+
 def test_of_many_that_adopt_an_operation_one_succeeds(path, pool):
     killed(_grow_and_die, path, pool)
     with Ledger(path) as ledger:

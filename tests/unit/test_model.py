@@ -20,8 +20,8 @@ def test_any_state_but_free_may_turn_to_failed_and_failed_can_be_left():
     assert State.DESTROYING in TRANSITIONS[State.FAILED]
 
 
-def test_a_name_is_freed_by_destroying_and_by_nothing_else():
-    assert [state for state in State if State.FREE in TRANSITIONS[state]] == [State.DESTROYING]
+def test_a_name_is_freed_when_its_machine_is_destroyed_or_was_never_begun():
+    assert [state for state in State if State.FREE in TRANSITIONS[state]] == [State.CLAIMED, State.DESTROYING]
 
 
 def test_the_calling_process_is_alive():

@@ -29,6 +29,7 @@ RESTING = frozenset({State.READY, State.SUSPENDED, State.FAILED})
 _APPLICATION_ID = 0x53616C74
 _VERSION = 1
 _BUSY_SECONDS = 60
+_NOBODY = 0  # no process has this pid
 
 _SCHEMA = f"""
 PRAGMA journal_mode = WAL;
@@ -234,6 +235,17 @@ class Ledger:
             database.execute(
                 "UPDATE operations SET finished = ?, outcome = ? WHERE id = ?", (time.time(), outcome, operation.id)
             )
+
+    def abandon(self, operation):
+        """
+        Let go of an operation that can be neither finished nor undone now, as if the calling process had died.
+
+        :param Operation operation: the operation
+        :raises Conflict: it is finished already, or another owner's
+        """
+        with self._transaction() as database:
+            _check_hold(database, operation)
+            database.execute("UPDATE operations SET pid = ? WHERE id = ?", (_NOBODY, operation.id))
 
     def adopt(self, operation):
         """

@@ -30,7 +30,8 @@ class State(enum.StrEnum):
 
 TRANSITIONS = {
     State.FREE: {State.CLAIMED},
-    State.CLAIMED: {State.CREATING, State.DESTROYING, State.FAILED},
+    # To free at once: nothing has been made of it yet, and what bears its name at the provider is somebody else's.
+    State.CLAIMED: {State.CREATING, State.FREE, State.DESTROYING, State.FAILED},
     State.CREATING: {State.BOOTING, State.DESTROYING, State.FAILED},
     # To itself: how far it has come, with a reason that says so.
     State.BOOTING: {State.BOOTING, State.READY, State.DESTROYING, State.FAILED},
