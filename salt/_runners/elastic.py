@@ -6,6 +6,7 @@ Every function takes ``--out json``; progress goes to standard error. An error i
 """
 
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -26,19 +27,31 @@ NUDGE = "saltmarsh/nudge"
 
 def _command(function):
     """Errors as one line and an exit status, not as a traceback."""
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         # Salt adds its own to what a reactor or an API passes.
         kwargs = {key: value for key, value in kwargs.items() if not key.startswith("__")}
         try:
-            return function(*args, **kwargs)
+            return function(*_bound(signature, args, kwargs).args)
         except (SaltmarshError, SaltException) as err:
             retcode = 2 if isinstance(err, InvalidInput) else 1
             __context__["retcode"] = retcode
             return {"error": str(err), "retcode": retcode}
 
+    # Salt looks through it, and answers a wrong or missing argument with all the documentation and exit status 0.
+    del wrapper.__wrapped__
     return wrapper
+
+
+def _bound(signature, args, kwargs):
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as err:
+        raise InvalidInput(f"{err}; arguments are {', '.join(signature.parameters) or 'none'}") from err
+    bound.apply_defaults()
+    return bound
 
 
 @_command
@@ -73,7 +86,9 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
         salt-run elastic.grow vn[001-002] host=hv1 test=True
     """
     what = parse_count_or_nodes(what)
+    pool, host, map_out = _text("pool", pool), _text("host", host), _text("map_out", map_out)
     timeout = _seconds("timeout", timeout)
+    test = _flag("test", test)
     controller = Controller.open(__opts__)
     if test:
         return {"would grow": growing.plan(controller, what, pool, min, host)}
@@ -107,7 +122,9 @@ def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=F
         salt-run elastic.shrink vn[003-004] force=True
     """
     what = parse_count_or_nodes(what)
+    pool = _text("pool", pool)
     timeout = _seconds("timeout", timeout)
+    force, test = _flag("force", force), _flag("test", test)
     controller = Controller.open(__opts__)
     if pool is None and not isinstance(what, int):
         pool = _pool_of(controller, what)
@@ -207,6 +224,19 @@ def _seconds(name, value):
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         return value
     raise InvalidInput(f"{name}={value!r}: expected a number of seconds above 0")
+
+
+def _text(name, value):
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidInput(f"{name}={value!r}: expected text")
+
+
+def _flag(name, value):
+    # Anything but a bool would count as true: force=maybe must not kill a job.
+    if isinstance(value, bool):
+        return value
+    raise InvalidInput(f"{name}={value!r}: expected True or False")
 
 
 def _pool_of(controller, names):
