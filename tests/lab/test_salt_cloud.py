@@ -8,6 +8,31 @@ from saltcloud import ask, run_map, salt_cloud, traces, wait_for
 EXAMPLE = "/srv/saltmarsh/cloud.maps.d/example.map"
 BOOT = 300  # seconds: software emulation on two busy cores
 SECRET = "PRIVATE KEY"
+# salt-cloud forks for every query; whoever runs it may be busy with libvirt in other threads.
+FORK_WHILE_BUSY = """
+import multiprocessing, threading
+import salt.config
+from saltmarsh.hypervisor import Hypervisors
+from saltmarsh.machine import ProviderConfig
+
+providers = salt.config.cloud_config("/etc/salt/cloud")["providers"]
+hypervisors = Hypervisors(ProviderConfig.read(providers["lab"]["libvirt"], "provider"), "/tmp")
+done = threading.Event()
+
+def ask():
+    while not done.is_set():
+        hypervisors.machines()
+
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(50):
+    child = multiprocessing.get_context("fork").Process(target=hypervisors.machines)
+    child.start()
+    child.join(60)
+    print(child.exitcode)
+done.set()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +203,8 @@ def test_two_processes_do_not_promise_the_same_memory(lab):
         outcomes = list(pool.map(lambda name: run_map(lab, name, host="hv1", memory=free * 2 // 3), ("vn013", "vn014")))
     assert sorted("Error" in outcome for outcome in outcomes) == [False, True]
     assert any("no room for" in outcome.get("Error", "") for outcome in outcomes)
+
+
+def test_a_process_may_fork_while_its_threads_ask_the_hosts(lab):
+    python = ("env", "PYTHONPATH=/srv/saltmarsh/salt/_utils", "/opt/saltmarsh/bin/python", "-W", "ignore")
+    assert lab.exec("ctl", *python, "-c", FORK_WHILE_BUSY, timeout=180).stdout.split() == ["0"] * 50
