@@ -140,13 +140,16 @@ class Machine:
     def publish(self, names, function, *args):
         """Answer for nodes as their minions would: the digest of what their slurmd has fetched."""
         assert function in ("slurm.config_hash", "slurm.fetch_config"), (function, args)
-        answers = {}
-        for name in names:
-            pid = self.run("ip", "netns", "pids", name).split()[0]
-            read = ["nsenter", "-t", pid, "-m", "cat"]
-            files = {file: self.run(*read, f"/run/slurm/conf/{file}") + "\n" for file in slurmconf.FILES}
-            answers[name] = slurmconf.digest(files)
-        return answers
+        return {name: slurmconf.digest(wait_until(lambda name=name: self._fetched(name), 10)) for name in names}
+
+    def _fetched(self, name):
+        """The configuration that a node's slurmd has fetched; None if it made way for a new one in the meantime."""
+        pid = self.run("ip", "netns", "pids", name).split()[0]
+        read = ["nsenter", "-t", pid, "-m", "cat"]
+        try:
+            return {file: self.run(*read, f"/run/slurm/conf/{file}") + "\n" for file in slurmconf.FILES}
+        except subprocess.CalledProcessError:
+            return None
 
     # jobs
 
@@ -171,12 +174,13 @@ class Machine:
 
 
 def wait_until(condition, seconds):
-    """Wait for a condition, and fail the test if it does not come."""
+    """Wait for a condition and return its value; fail the test if it does not come."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() > end:
             pytest.fail(f"did not come true within {seconds} s")
         time.sleep(0.1)
+    return value
 
 
 @pytest.fixture(scope="session")
