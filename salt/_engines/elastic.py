@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 NUDGE = "saltmarsh/nudge"
 # Nodes that start together are joined together.
 _SETTLE = 0.2
+_MOMENT = 2
 _RETRY = 10
 
 
@@ -48,11 +49,10 @@ def start(interval=15):
 
 def _serve(interval):
     controller = Controller.open(__opts__)
-    with joining.exclusively(controller.site.state_dir) as alone:
-        if not alone:
+    with joining.joiner(controller) as joiner:
+        if joiner is None:
             log.info("engine elastic waits: another process joins nodes")
             return
-        joiner = joining.Joiner(controller)
         with salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus:
             bus.subscribe(NUDGE)
             look_at = 0.0
@@ -70,8 +70,10 @@ def _hints(bus):
     """Names that events of one moment hint at; none after a second without events."""
     hinted = set()
     event = bus.get_event(tag=NUDGE, wait=1)
+    moment = time.monotonic() + _MOMENT
     while event:
         nodes = event.get("nodes")
         hinted |= {name for name in nodes if isinstance(name, str)} if isinstance(nodes, list) else set()
-        event = bus.get_event(tag=NUDGE, wait=_SETTLE)
+        # However many come: whoever sends them without end must not keep this from its work.
+        event = bus.get_event(tag=NUDGE, wait=_SETTLE) if time.monotonic() < moment else None
     return hinted

@@ -35,14 +35,19 @@ def _command(function):
         kwargs = {key: value for key, value in kwargs.items() if not key.startswith("__")}
         try:
             return function(*_bound(signature, args, kwargs).args)
-        except (SaltmarshError, SaltException) as err:
-            retcode = 2 if isinstance(err, InvalidInput) else 1
-            __context__["retcode"] = retcode
-            return {"error": str(err), "retcode": retcode}
+        except (SaltmarshError, SaltException, OSError) as err:
+            return _error(str(err), 2 if isinstance(err, InvalidInput) else 1)
+        except (KeyboardInterrupt, SystemExit):
+            return _error("interrupted; what was under way is left to the engine", 1)
 
     # Salt looks through it, and answers a wrong or missing argument with all the documentation and exit status 0.
     del wrapper.__wrapped__
     return wrapper
+
+
+def _error(line, retcode):
+    __context__["retcode"] = retcode
+    return {"error": line, "retcode": retcode}
 
 
 def _bound(signature, args, kwargs):
@@ -123,7 +128,7 @@ def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=F
     """
     what = parse_count_or_nodes(what)
     pool = _text("pool", pool)
-    timeout = _seconds("timeout", timeout)
+    timeout = _seconds("timeout", timeout) or shrinking.DRAIN_SECONDS
     force, test = _flag("force", force), _flag("test", test)
     controller = Controller.open(__opts__)
     if pool is None and not isinstance(what, int):

@@ -4,15 +4,17 @@ salt-cloud, in process: maps rendered for exactly the nodes that are wanted, and
 Nothing else in the project calls salt-cloud. Errors of a driver are per machine, as one line each.
 """
 
+import copy
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import salt.cloud
 import salt.utils.context
-from salt.exceptions import SaltCloudSystemExit, SaltException
+from salt.exceptions import SaltException
 
 from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
+from saltmarsh.model import nodeset
 
 # Measured: 16 threads are faster than salt-cloud's processes, which need 500 KB of memory for each machine.
 _WORKERS = 16
@@ -30,89 +32,100 @@ class Cloud:
     def __init__(self, config):
         self._client = salt.cloud.CloudClient(path=config)
 
-    def check_profile(self, profile):
+    def check(self, pool, host=None):
         """
-        Make sure that a profile is there.
+        Make sure that what a pool's machines are made of is there.
 
-        :raises InvalidInput: it is not, or its provider is not
+        :param saltmarsh.pools.Pool pool: the pool
+        :param str host: a hypervisor that must answer as well
+        :raises InvalidInput: salt-cloud has no such profile or image, or can't use the profile's provider
+        :raises Unreachable: the provider can't be asked, or the host doesn't answer
         """
-        known = self._client.opts["profiles"]
-        if profile not in known:
+        provider = self._provider(pool.profile)
+        images = self._ask(provider, "avail_images")
+        if pool.image not in images:
+            there = ", ".join(sorted(images)) or "none"
             raise InvalidInput(
-                f"salt-cloud has no profile {profile!r} (cloud.profiles.d); profiles: {', '.join(sorted(known))}"
+                f"pool {pool.name}: image {pool.image} is not there; images of {_alias(provider)}: {there}"
             )
+        if host is not None and host not in (answering := self._ask(provider, "avail_locations")):
+            others = ", ".join(sorted(answering)) or "none"
+            raise Unreachable(f"host {host} does not answer; hosts of {_alias(provider)} that do: {others}")
 
-    def check_host(self, profile, host):
+    def plan(self, rendered_map):
         """
-        Make sure that a host of a profile's provider answers.
-
-        :raises Unreachable: it does not
-        """
-        with self._driver(profile, "avail_locations") as locations:
-            try:
-                answering = locations()
-            except (SaltException, SaltCloudSystemExit) as err:
-                raise Unreachable(f"host {host}: {_one_line(err)}") from err
-        if host not in answering:
-            raise Unreachable(f"host {host} does not answer")
-
-    def create(self, rendered_map, report):
-        """
-        Run a map: create its machines, several at a time.
-
-        salt-cloud makes the minion keys and accepts them by file; a driver leaves nothing of a machine that failed.
+        What salt-cloud would do with a map; does nothing.
 
         :param dict rendered_map: as of :func:`render_map`
-        :param report: called with a name and its outcome as soon as it is known
-        :returns: by name, the driver's description of the machine (a dict), or a line saying why there is none (a str)
-        :raises ProviderError: salt-cloud would not create exactly these machines; none was made
+        :returns: for :meth:`create`: by name, all that salt-cloud knows of the machine
+        :raises ProviderError: it would not create exactly these machines, for example because one exists already
+        :raises Unreachable: a provider can't be asked
         """
         wanted = {name for entries in rendered_map.values() for entry in entries for name in entry}
-        mapper = salt.cloud.Map(self._client._opts_defaults(map_data=rendered_map))
-        plan = mapper.map_data()
-        if wanted != set(plan["create"]):
-            refused = ", ".join(sorted(wanted - set(plan["create"]))) or "others too"
-            raise ProviderError(f"salt-cloud would not create exactly the nodes asked for: {refused} exist already")
+        for profile in rendered_map:
+            provider = self._provider(profile)
+            if there := wanted & set(self._ask(provider, "list_nodes_min")):
+                raise ProviderError(
+                    f"{nodeset(there)}: exists already at {_alias(provider)}, though the ledger has no such node; "
+                    "destroy it there (salt-cloud -d), or name other nodes"
+                )
+        planned = _Map(self._client._opts_defaults(map_data=copy.deepcopy(rendered_map))).map_data()["create"]
+        if planned.keys() != wanted:
+            raise ProviderError(f"salt-cloud would create {nodeset(planned)} instead of {nodeset(wanted)}")
+        return planned
+
+    def create(self, planned, report):
+        """
+        Create machines, several at a time.
+
+        salt-cloud makes the minion keys and accepts them by file; a driver leaves nothing of a machine that failed.
+        When this is interrupted, or ``report`` raises, no more are begun, and it returns when those under way are done.
+
+        :param dict planned: as of :meth:`plan`
+        :param report: called with a name as soon as it is known what became of it, and with the driver's description of
+            the machine (a dict), or one line saying why there is none (a str)
+        """
 
         def create(name):
             # A request for acceptance that waits under this name, whosever it is, would keep the node's own key out.
             self._forget_key(name)
             try:
-                return mapper.create(plan["create"][name]) or "the driver gave no reason, see the master's log"
-            except (SaltException, SaltCloudSystemExit) as err:
+                return self._cloud.create(planned[name]) or "the driver gave no reason, see the master's log"
+            except (SaltException, OSError) as err:
                 return _one_line(err)
 
-        outcomes = {}
-        with ThreadPoolExecutor(min(_WORKERS, len(wanted))) as pool:
-            futures = {pool.submit(create, name): name for name in sorted(wanted)}
-            for future in as_completed(futures):
-                name = futures[future]
-                outcomes[name] = future.result()
-                report(name, outcomes[name])
-        return outcomes
+        with ThreadPoolExecutor(min(_WORKERS, len(planned))) as pool:
+            futures = {pool.submit(create, name): name for name in planned}
+            try:
+                for future in as_completed(futures):
+                    report(futures[future], future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def destroy(self, profile, hosts):
         """
         Destroy machines, several at a time; one that does not exist is no error.
 
         :param str profile: the profile by which they were made
-        :param dict hosts: by machine, the host on which it is, or None where that is not known
+        :param dict hosts: by name, the host on which it is, or None where that is not known
         :returns: by name, None where it is proven gone, otherwise one line saying why it is not
         :rtype: dict[str, str | None]
+        :raises InvalidInput: salt-cloud has no such profile, or can't use its provider
         """
+        provider = self._provider(profile)
+        driver_destroy = self._function(provider, "destroy")
 
         def destroy(name):
             known = {"host": hosts[name]} if hosts[name] else {}
             try:
                 driver_destroy(name, call="action", **known)
-            except (SaltException, SaltCloudSystemExit) as err:
+            except (SaltException, OSError) as err:
                 return _one_line(err)
             self._forget_key(name)
             return None
 
-        # The driver is told its provider once for all threads: set and reset per call, it would vanish under another's
-        # feet.
-        with self._driver(profile, "destroy") as driver_destroy, ThreadPoolExecutor(min(_WORKERS, len(hosts))) as pool:
+        with _active(driver_destroy, provider), ThreadPoolExecutor(min(_WORKERS, len(hosts))) as pool:
             return dict(zip(hosts, pool.map(destroy, hosts), strict=True))
 
     def accepted_keys(self):
@@ -123,19 +136,45 @@ class Cloud:
         """
         return frozenset(path.name for path in Path(self._client.opts["pki_dir"], "minions").iterdir())
 
-    @contextmanager
-    def _driver(self, profile, function):
-        """A function of the driver behind a profile, which knows its provider as long as the context lasts."""
-        self.check_profile(profile)
-        provider = self._client.opts["profiles"][profile]["provider"]
-        clouds = salt.cloud.Cloud(self._client._opts_defaults()).clouds
-        called = clouds[f"{provider.partition(':')[2]}.{function}"]
-        with salt.utils.context.func_globals_inject(called, __active_provider_name__=provider):
-            yield called
+    @cached_property
+    def _cloud(self):
+        return salt.cloud.Cloud(self._client._opts_defaults())
+
+    def _provider(self, profile):
+        """The provider of a profile, as salt-cloud writes it: ``alias:driver``."""
+        known = self._client.opts["profiles"]
+        if profile not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise InvalidInput(f"salt-cloud has no profile {profile!r} (cloud.profiles.d); profiles: {there}")
+        return known[profile]["provider"]
+
+    def _function(self, provider, name):
+        """A function of a provider's driver."""
+        name = f"{provider.partition(':')[2]}.{name}"
+        drivers = self._cloud.clouds
+        if name not in drivers:
+            raise InvalidInput(f"provider {_alias(provider)} can't be used: {drivers.missing_fun_string(name)}")
+        return drivers[name]
+
+    def _ask(self, provider, name):
+        """What a driver's function answers: salt-cloud itself would take one that failed for an empty answer."""
+        function = self._function(provider, name)
+        try:
+            with _active(function, provider):
+                return function()
+        except SaltException as err:
+            raise Unreachable(f"provider {_alias(provider)}: {_one_line(err)}") from err
 
     def _forget_key(self, name):
         for directory in _KEY_DIRECTORIES:
             Path(self._client.opts["pki_dir"], directory, name).unlink(missing_ok=True)
+
+
+class _Map(salt.cloud.Map):
+    """A map whose providers have been asked already; Salt's own asks them in forked processes."""
+
+    def map_providers_parallel(self, query="list_nodes", cached=False):
+        return {}
 
 
 def render_map(pool, addresses, host=None):
@@ -150,6 +189,15 @@ def render_map(pool, addresses, host=None):
     """
     shared = {"image": pool.image, "cpus": pool.cpus, "memory": pool.memory} | ({"host": host} if host else {})
     return {pool.profile: [{name: {"address": address, **shared}} for name, address in addresses.items()]}
+
+
+def _active(function, provider):
+    """A provider made the active one for a driver's function; for all threads: the name is a global of the driver."""
+    return salt.utils.context.func_globals_inject(function, __active_provider_name__=provider)
+
+
+def _alias(provider):
+    return provider.partition(":")[0]
 
 
 def _one_line(err):

@@ -3,32 +3,38 @@
 import json
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from saltmarsh import joining
+from saltmarsh import joining, shrinking
 from saltmarsh.cloud import render_map
-from saltmarsh.errors import InvalidInput, OperationFailed
-from saltmarsh.model import State
+from saltmarsh.errors import InvalidInput, OperationFailed, SaltmarshError
+from saltmarsh.hostlist import fold_words
+from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.25
 _LOOK = 3.0
-_AFTER_TIMEOUT = "not ready within {timeout:g} s"
+_TELL = 1.0
+_MOST_REASONS = 3
+_SILENT = "its minion has not answered"
+_NOTHING_LEFT = "everything made was removed"
 
 
-def plan(controller, what, pool, minimum=None, host=None):
+def plan(controller, what, pool=None, minimum=None, host=None):
     """
-    What :func:`grow` would do, and nothing else.
+    What :func:`grow` would do, and nothing else; the same arguments and errors.
 
     :returns: the nodes with their addresses, and the map that would be run
     :rtype: dict
     """
-    pool = _checked(controller, what, pool, minimum, host)
-    names = controller.ledger.claimable(pool, **_claim(what, minimum))
+    pool, names = _checked(controller, what, pool, minimum, host)
     addresses = {name: pool.address_of(name) for name in names}
-    return {"nodes": addresses, "map": render_map(pool, addresses, host)}
+    rendered = render_map(pool, addresses, host)
+    controller.cloud.plan(rendered)
+    return {"nodes": addresses, "map": rendered}
 
 
 def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, map_out=None, say=log.info):
@@ -47,118 +53,156 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     :rtype: dict
     :raises InvalidInput: an argument is not acceptable
     :raises NotEnoughFree: fewer names are free
+    :raises Conflict: a name is taken
+    :raises Unreachable: Slurm, the provider or the host does not answer
+    :raises ProviderError: a machine of that name exists
     :raises OperationFailed: the nodes did not all become ready; what was made is gone, or failed with a reason
     """
-    pool = _checked(controller, what, pool, minimum, host)
-    timeout = timeout or pool.limits.boot_timeout
-    controller.ledger.claimable(pool, **_claim(what, minimum))  # a wrong argument is told before anything else is asked
-    controller.slurm.ping()
-    if host is not None:
-        controller.cloud.check_host(pool.profile, host)
+    pool, _ = _checked(controller, what, pool, minimum, host)
     operation, nodes = controller.ledger.claim("grow", pool, **_claim(what, minimum))
-    growth = _Growth(controller, pool, operation, nodes, say)
+    growth = _Growth(controller, pool, operation, nodes, minimum or len(nodes), say)
     try:
         growth.create(host, map_out)
-        growth.wait(operation.started + timeout)
+        growth.wait(timeout or pool.limits.boot_timeout)
+        return growth.conclude()
     except BaseException as err:
-        growth.undo(growth.unfinished(), f"{type(err).__name__}: {err}" if str(err) else type(err).__name__)
-        controller.ledger.finish(operation, f"given up: {err or type(err).__name__}")
+        growth.give_up(err)
         raise
-    return growth.conclude(timeout, len(nodes) if minimum is None else minimum)
+
+
+def recover(controller, operation):
+    """
+    Finish what a dead grow left: its nodes that are ready stay, the others are removed.
+
+    :param Controller controller: what to act through
+    :param Operation operation: the operation, adopted
+    :raises SaltmarshError: that can't be done now
+    """
+    pool = controller.site.pool(operation.pool)
+    halfway = {
+        node.name: f"its grow ({operation.id}) died"
+        for node in controller.ledger.nodes(operation.nodes)
+        if node.operation == operation.id and node.state is not State.READY
+    }
+    stuck = remove(controller, pool, operation, halfway) if halfway else {}
+    controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(stuck)]))
+    log.warning("grow %s of a dead process: removed %s", operation.id, nodeset(halfway) or "nothing")
 
 
 class _Growth:
     """One grow under way."""
 
-    def __init__(self, controller, pool, operation, nodes, say):
+    def __init__(self, controller, pool, operation, nodes, least, say):
         self.controller = controller
         self.ledger = controller.ledger
         self.pool = pool
         self.operation = operation
         self.addresses = {node.name: node.address for node in nodes}
-        self.say = say
+        self.least = least
+        self.ready = set()
         self.failed = {}
-        self.say(f"{', '.join(self.addresses)}: claimed")
+        self.over = False
+        self._progress = _Progress(say)
 
     def create(self, host, map_out):
         """Announce the names, and make the machines."""
+        self._progress.note(self.addresses, "claimed")
         rendered = render_map(self.pool, self.addresses, host)
         if map_out:
-            Path(map_out).write_text(json.dumps(rendered, indent=2) + "\n")
+            _write_map(map_out, rendered)
         self.controller.dns.add(self.addresses)
+        planned = self.controller.cloud.plan(rendered)
         self.controller.slurm.expect(self.addresses)
-        self.ledger.move(self.operation, self.addresses, State.CREATING)
-        self.controller.cloud.create(rendered, self._created)
+        self.ledger.move(self.operation, self.addresses, State.CREATING, host=host)
+        self.controller.cloud.create(planned, self._created)
 
     def _created(self, name, outcome):
         if isinstance(outcome, str):
-            self._fail(name, outcome)
+            self.ledger.move(self.operation, {name}, State.FAILED, reason=outcome)
         else:
             self.ledger.move(self.operation, {name}, State.BOOTING, host=outcome.get("host"))
-            self.say(f"{name}: created on {outcome.get('host', self.pool.profile)}, booting")
+            self._progress.note([name], f"created on {outcome.get('host') or self.pool.profile}, booting")
 
-    def _fail(self, name, reason):
-        self.failed[name] = reason
-        self.say(f"{name}: failed: {reason}")
+    def wait(self, timeout):
+        """Until enough nodes are ready, or can't be any more. Joins the nodes itself while no other process does."""
+        deadline = self.operation.started + timeout
+        with ExitStack() as held:
+            joiner, look_at = None, 0.0
+            while undecided := self._look():
+                if time.time() >= deadline:
+                    for node in undecided:
+                        self.failed[node.name] = f"not ready within {timeout:g} s: {node.reason or _SILENT}"
+                    break
+                if time.monotonic() >= look_at:
+                    joiner = joiner or held.enter_context(joining.joiner(self.controller))
+                    if joiner:
+                        joiner.look()
+                    look_at = time.monotonic() + _LOOK
+                time.sleep(_POLL)
+        self._progress.tell()
 
-    def wait(self, deadline):
-        """Until every node is ready or has failed, or the time is over. Joins the nodes itself if no engine does."""
-        with joining.exclusively(self.controller.site.state_dir) as alone:
-            joiner = joining.Joiner(self.controller) if alone else None
-            try:
-                self._watch(deadline, joiner)
-            finally:
-                if joiner:
-                    joiner.close()
+    def _look(self):
+        """See how far the nodes have come; returns those that are still to be waited for."""
+        nodes = self.ledger.nodes(self.addresses)
+        for node in nodes:
+            if node.reason:
+                self._progress.note([node.name], f"{node.state}: {node.reason}")
+        self.ready = {node.name for node in nodes if node.state is State.READY}
+        self.failed = {node.name: node.reason for node in nodes if node.state is State.FAILED}
+        if len(nodes) - len(self.failed) < self.least:
+            return []
+        return [node for node in nodes if node.state not in (State.READY, State.FAILED)]
 
-    def _watch(self, deadline, joiner):
-        seen = {}
-        look_at = 0.0
-        while time.time() < deadline:
-            nodes = self.ledger.nodes(self.addresses.keys() - self.failed.keys())
-            for node in nodes:
-                if seen.get(node.name) != (node.state, node.reason) and node.reason:
-                    self.say(f"{node.name}: {node.state}: {node.reason}")
-                seen[node.name] = (node.state, node.reason)
-                if node.state is State.FAILED:
-                    self.failed[node.name] = node.reason
-            if all(node.state in (State.READY, State.FAILED) for node in nodes):
-                return
-            if joiner and time.monotonic() > look_at:
-                joiner.look()
-                look_at = time.monotonic() + _LOOK
-            time.sleep(_POLL)
-
-    def unfinished(self):
-        """Names of this operation that are not ready, and not free."""
-        return {node.name for node in self.ledger.nodes(self.addresses) if node.state is not State.READY}
-
-    def conclude(self, timeout, least):
+    def conclude(self):
         """Keep what is ready if it is enough, give back the rest, and say what came of it."""
-        for node in self.ledger.nodes(self.unfinished()):
-            self.failed.setdefault(
-                node.name, _AFTER_TIMEOUT.format(timeout=timeout) + f" ({node.reason or node.state})"
-            )
-        ready = self.addresses.keys() - self.failed.keys()
-        enough = len(ready) >= least
-        stuck = self.undo(self.failed.keys() if enough else self.addresses.keys(), None)
-        if not enough:
-            outcome = f"{len(ready)} of {len(self.addresses)} nodes became ready, {least} needed"
-            self.ledger.finish(self.operation, outcome)
-            why = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.failed.items()))
-            left = f"; left as failed: {', '.join(sorted(stuck))}" if stuck else "; everything made was removed"
-            raise OperationFailed(f"pool {self.pool.name}: {outcome}: {why}{left}")
-        report = {"nodes": {name: self._account(name) for name in sorted(ready)}, "failed": dict(self.failed)}
-        self.ledger.finish(self.operation)
-        return report
+        if len(self.ready) >= self.least:
+            self._undo(self.failed, "done")
+            return {"nodes": {name: self._account(name) for name in sorted(self.ready)}, "failed": self.failed}
+        outcome = f"{len(self.ready)} of {len(self.addresses)} nodes became ready, {self.least} needed"
+        left = self._undo(dict.fromkeys(self.addresses, "others failed") | self.failed, outcome)
+        reasons = fold_words(self.failed)
+        if len(reasons) > _MOST_REASONS:
+            reasons[_MOST_REASONS:] = [f"{len(reasons) - _MOST_REASONS} more reasons"]
+        raise OperationFailed(f"pool {self.pool.name}: {outcome}: {'; '.join(reasons)}; {left}")
 
-    def undo(self, names, reason):
-        """Remove nodes and free their names; returns the names that could not be proven gone, with why."""
-        if not names:
-            return {}
-        reasons = {name: reason or self.failed.get(name, "others failed") for name in names}
-        self.say(f"{', '.join(sorted(names))}: removing")
-        return remove(self.controller, self.pool, self.operation, reasons, say=self.say)
+    def give_up(self, err):
+        """
+        Undo everything because of an error, unless it is over.
+
+        :raises OperationFailed: in place of the error, if that is an interruption or something is left
+        """
+        if self.over:
+            return
+        interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
+        why = "interrupted" if interrupted else str(err) or repr(err)
+        left = self._undo(dict.fromkeys(self.addresses, why), f"given up: {why}")
+        if interrupted or left != _NOTHING_LEFT:
+            raise OperationFailed(f"pool {self.pool.name}: {why}; {left}") from err
+
+    def _undo(self, reasons, outcome):
+        """Remove nodes, except those that have jobs by now, and end the operation; returns in words what is left."""
+        left = []
+        try:
+            busy = self._busy(reasons)
+            left += fold_words({name: f"runs {', '.join(map(str, ids))} and stays" for name, ids in busy.items()})
+            if idle := {name: reason for name, reason in reasons.items() if name not in busy}:
+                self._progress.note(idle, "removing")
+                self._progress.tell()
+                left += fold_words(remove(self.controller, self.pool, self.operation, idle, say=self._progress.say))
+            self.ledger.finish(self.operation, outcome)
+        except SaltmarshError as err:
+            self.ledger.abandon(self.operation)
+            left.append(f"left to the engine: {nodeset(reasons)} ({err})")
+        self.over = True
+        return "; ".join(left) or _NOTHING_LEFT
+
+    def _busy(self, names):
+        """The ready ones of these nodes on which Slurm has started jobs, with the jobs' ids; the others are drained."""
+        ready = [node.name for node in self.ledger.nodes(names, states={State.READY})]
+        busy = shrinking.drain(self.controller, ready, "others failed", 0) if ready else {}
+        if busy:
+            self.controller.slurm.undrain(busy)
+        return busy
 
     def _account(self, name):
         (node,) = self.ledger.nodes({name})
@@ -182,35 +226,52 @@ class _Growth:
         }
 
 
+class _Progress:
+    """Lines of progress: what becomes of many nodes within a second is one line."""
+
+    def __init__(self, say):
+        self.say = say
+        self._last = {}
+        self._untold = {}
+        self._told_at = 0.0
+
+    def note(self, names, words):
+        """Something has become of nodes; told now or with the next."""
+        for name in names:
+            if self._last.get(name) != words:
+                self._last[name] = words
+                self._untold.setdefault(words, []).append(name)
+        if self._untold and time.monotonic() > self._told_at + _TELL:
+            self.tell()
+
+    def tell(self):
+        """Say all that has been noted."""
+        for words, names in self._untold.items():
+            self.say(f"{nodeset(names)}: {words}")
+        self._untold = {}
+        self._told_at = time.monotonic()
+
+
 def _checked(controller, what, pool, minimum, host):
-    """The pool, if the arguments fit it."""
+    """The pool and the names that would be taken, if nothing stands against it."""
     pool = controller.site.pool(pool)
     size = what if isinstance(what, int) else len(what)
-    if minimum is not None and not (isinstance(minimum, int) and 1 <= minimum <= size):
+    if minimum is not None and not (type(minimum) is int and 1 <= minimum <= size):
         raise InvalidInput(f"min={minimum}: expected a number from 1 to {size}")
     if host is not None and host not in controller.site.hosts:
         raise InvalidInput(f"host {host!r} does not exist; hosts: {', '.join(controller.site.hosts)}")
-    controller.cloud.check_profile(pool.profile)
-    return pool
+    names = controller.ledger.claimable(pool, **_claim(what, minimum))
+    controller.cloud.check(pool, host)
+    controller.slurm.ping()
+    return pool, names
 
 
 def _claim(what, minimum):
     return {"count": what, "minimum": minimum} if isinstance(what, int) else {"names": what, "minimum": minimum}
 
 
-def recover(controller, operation):
-    """
-    Finish what a dead grow left: its nodes that are ready stay, the others are removed.
-
-    :param Controller controller: what to act through
-    :param Operation operation: the operation, adopted
-    """
-    pool = controller.site.pool(operation.pool)
-    halfway = {
-        node.name: f"its grow ({operation.id}) died"
-        for node in controller.ledger.nodes(operation.nodes)
-        if node.operation == operation.id and node.state is not State.READY
-    }
-    stuck = remove(controller, pool, operation, halfway) if halfway else {}
-    controller.ledger.finish(operation, f"its process died; not removed: {stuck}" if stuck else "its process died")
-    log.warning("grow %s of a dead process: removed %s", operation.id, ", ".join(halfway) or "nothing")
+def _write_map(path, rendered):
+    try:
+        Path(path).write_text(json.dumps(rendered, indent=2) + "\n")
+    except OSError as err:
+        raise InvalidInput(f"map_out={path}: {err.strerror}") from err

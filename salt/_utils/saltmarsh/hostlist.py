@@ -29,6 +29,22 @@ def fold(names):
     return ",".join(prefix + (first if first == last else f"[{first}-{last}]") for prefix, first, last in runs)
 
 
+def fold_words(words):
+    """
+    One line for all names of which the same is said, but for the name itself.
+
+    >>> fold_words({"vn001": "no room for vn001", "vn002": "no room for vn002", "vn003": "no image"})
+    ['vn[001-002]: no room for vn001', 'vn003: no image']
+
+    :param dict words: what is said of each name
+    :rtype: list[str]
+    """
+    groups = {}
+    for name, said in words.items():
+        groups.setdefault(said.replace(name, "\0"), []).append(name)
+    return [f"{fold(names)}: {words[names[0]]}" for names in groups.values()]
+
+
 def _follows(number, other):
     """Whether a range goes on from one number to the other: leading zeros are part of the name."""
     return number != "" and other == str(int(number) + 1).zfill(len(number))

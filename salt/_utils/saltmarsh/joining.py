@@ -1,7 +1,7 @@
 """
 From a machine that has booted to a node that Slurm uses: highstate with the ready gate in it, then slurmd registers.
 
-One process at a time does this (:func:`exclusively`): the engine, or a runner while no engine runs.
+One process at a time does this (:func:`joiner`): the engine, or a runner while no engine runs.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from pathlib import Path
 from saltmarsh import library
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.minions import failures
-from saltmarsh.model import State
+from saltmarsh.model import State, nodeset
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +28,32 @@ _POLL = 0.25
 
 ANSWERS = "minion answers, applying its states"
 CONFIGURED = "configured, slurmd is registering"
+_SILENT = "its minion did not answer, while it applied its states,"
 
 
 @contextmanager
-def exclusively(state_dir):
+def joiner(controller):
     """
     Be the one process that joins nodes.
 
-    :param str state_dir: the site's state directory
-    :returns: a context; its value is False if another process is the one
+    :param Controller controller: what to act through
+    :returns: a context; its value is a Joiner, or None while another process is the one
     """
-    with Path(state_dir, "joining.lock").open("a") as lock:
+    with Path(controller.site.state_dir, "joining.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
-        yield True
+            alone = False
+        else:
+            alone = True
+            joiner = Joiner(controller)
+            try:
+                yield joiner
+            finally:
+                joiner.close()
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing isn't enough if the process has forked meanwhile
+    if not alone:
+        yield None
 
 
 class Joiner:
@@ -59,6 +68,7 @@ class Joiner:
         self._pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="join")
         self._busy = set()
         self._lock = threading.Lock()
+        self._stop = threading.Event()
 
     def started(self, names):
         """
@@ -81,29 +91,39 @@ class Joiner:
             self._pool.submit(self._look_for, waiting)
 
     def close(self):
-        """Wait until the batches under way have ended."""
-        self._pool.shutdown()
+        """Begin nothing more, and wait for no more answers; returns when the batches under way have ended."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
 
     def _look_for(self, names):
-        self.started(self._controller.minions.answering(names, PING_SECONDS))
+        with _heard("looking for", names):
+            answering = self._controller.minions.answering(names, PING_SECONDS)
+            if not self._stop.is_set():
+                self.started(answering)
 
     def _join(self, names):
-        try:
-            join(self._controller, names)
-        except Exception:
-            # A thread's last chance to be heard. Its nodes stay booting: they are looked at again, until their timeout.
-            log.exception("joining %s failed", ", ".join(sorted(names)))
-        finally:
-            with self._lock:
-                self._busy -= names
+        with _heard("joining", names):
+            join(self._controller, names, self._stop)
+        with self._lock:
+            self._busy -= names
 
 
-def join(controller, names):
+@contextmanager
+def _heard(doing, names):
+    """A thread's last chance to be heard. Its nodes stay booting: they are looked at again, until their timeout."""
+    try:
+        yield
+    except Exception:
+        log.exception("%s %s failed", doing, nodeset(names))
+
+
+def join(controller, names, stop):
     """
     Join nodes that are booting; those that do not answer yet are left as they are, those that fail become failed.
 
     :param Controller controller: what to act through
     :param names: the nodes
+    :param threading.Event stop: when set, nothing more is waited for: nodes are left as they are
     """
     wanted = library.digest()
     replies = controller.minions.call(names, "grains.get", library.GRAIN, timeout=PING_SECONDS)
@@ -113,29 +133,25 @@ def join(controller, names):
     if not answering:
         return
     if stale := {name for name, has in libraries.items() if has != wanted}:
-        list(controller.minions.call(stale, "saltutil.sync_all", "base", timeout=HIGHSTATE_SECONDS))
+        list(controller.minions.call(stale, "saltutil.sync_all", "base", timeout=HIGHSTATE_SECONDS, stop=stop))
     configured = set()
     silent = set(answering)
-    for reply in controller.minions.call(answering, "state.highstate", timeout=HIGHSTATE_SECONDS):
+    for reply in controller.minions.call(answering, "state.highstate", timeout=HIGHSTATE_SECONDS, stop=stop):
         silent.discard(reply.minion)
         if reply.ok:
             configured.add(reply.minion)
             _note(controller, {reply.minion}, State.BOOTING, CONFIGURED)
         else:
             _note(controller, {reply.minion}, State.FAILED, f"highstate failed: {failures(reply.value)}")
-    _note(
-        controller,
-        silent,
-        State.FAILED,
-        f"its minion did not answer for {HIGHSTATE_SECONDS} s while it applied its states",
-    )
-    _wait_registered(controller, configured)
+    if not stop.is_set():
+        _note(controller, silent, State.FAILED, f"{_SILENT} for {HIGHSTATE_SECONDS} s")
+    _wait_registered(controller, configured, stop)
 
 
-def _wait_registered(controller, names):
+def _wait_registered(controller, names, stop):
     deadline = time.monotonic() + REGISTER_SECONDS
     waiting = set(names)
-    while waiting:
+    while waiting and not stop.is_set():
         known = controller.slurm.nodes(waiting)
         registered = {name for name, node in known.items() if node.registered}
         _note(controller, registered, State.READY, "Slurm has it")
@@ -146,7 +162,7 @@ def _wait_registered(controller, names):
                 _note(controller, {name}, State.FAILED, f"slurmd did not register in {REGISTER_SECONDS} s: {seen}")
             return
         if waiting:
-            time.sleep(_POLL)
+            stop.wait(_POLL)
 
 
 def _note(controller, names, state, reason):

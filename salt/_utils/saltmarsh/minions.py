@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import salt.client
 
+_MOST_STATES = 5
+_HALF = 150  # characters
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -35,7 +38,7 @@ class Minions:
         """
         return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout))
 
-    def call(self, names, function, *args, timeout):
+    def call(self, names, function, *args, timeout, stop=None):
         """
         Call an execution function on minions, all at once.
 
@@ -46,6 +49,7 @@ class Minions:
         :param str function: for example ``state.highstate``
         :param args: its arguments
         :param float timeout: seconds until minions that have not answered are given up
+        :param threading.Event stop: when set, they are given up within a second
         :returns: an iterator over the replies, as they come; a minion that does not answer in time is not in it
         :rtype: Iterator[Reply]
         """
@@ -54,10 +58,10 @@ class Minions:
             job = client.run_job(sorted(names), function, args, tgt_type="list", timeout=timeout, listen=True)
             waiting = set(job.get("minions", ()))
             returns = f"salt/job/{job['jid']}/ret/" if waiting else None
-            while waiting and (left := deadline - time.monotonic()) > 0:
-                event = client.event.get_event(wait=left, tag=returns, match_type="startswith", full=True)
+            while waiting and (left := deadline - time.monotonic()) > 0 and not (stop and stop.is_set()):
+                event = client.event.get_event(wait=min(left, 1), tag=returns, match_type="startswith", full=True)
                 if event is None:
-                    return
+                    continue
                 answer = event["data"]
                 # The master has checked that the answer is this minion's; the tag is its own.
                 if answer.get("id") in waiting and "return" in answer:
@@ -65,17 +69,22 @@ class Minions:
                     yield Reply(answer["id"], answer["return"], answer.get("retcode", 0) == 0)
 
 
-def failures(states):
+def failures(answer):
     """
-    Why a highstate failed, in one line.
+    Why a highstate failed, in one line that can be printed, whatever it is that the minion answered.
 
-    :param states: what ``state.highstate`` returned
+    :param answer: what ``state.highstate`` returned: states, or a list of mistakes in them, or a traceback
     :rtype: str
     """
-    if not isinstance(states, dict):
-        return " ".join(" ".join(map(str, states)).split()) if isinstance(states, list) else str(states)
-    failed = [state for state in states.values() if state["result"] is False]
-    root_causes = [state for state in failed if not state["comment"].startswith("One or more requisite failed")]
-    return "; ".join(
-        f"{state['__id__']}: {' '.join(state['comment'].split())[:300]}" for state in root_causes or failed
-    )
+    if not isinstance(answer, dict):
+        return _short("; ".join(map(str, answer)) if isinstance(answer, list) else str(answer))
+    states = [state for state in answer.values() if isinstance(state, dict)]
+    failed = [(str(state.get("__id__")), str(state.get("comment"))) for state in states if state.get("result") is False]
+    root_causes = [(name, why) for name, why in failed if not why.startswith("One or more requisite failed")]
+    return "; ".join(f"{_short(name)}: {_short(why)}" for name, why in (root_causes or failed)[:_MOST_STATES])
+
+
+def _short(text):
+    """Text of a stranger as one line without control characters; of a long one its beginning and its end."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return line if len(line) <= 2 * _HALF else f"{line[:_HALF]} ... {line[-_HALF:]}"

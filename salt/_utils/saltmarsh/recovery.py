@@ -3,7 +3,7 @@
 import logging
 
 from saltmarsh import growing, shrinking
-from saltmarsh.errors import Conflict
+from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
 
@@ -12,20 +12,24 @@ _RECOVER = {"grow": growing.recover, "shrink": shrinking.recover}
 
 def recover_abandoned(controller):
     """
-    Take over the operations of dead processes.
+    Take over the operations of dead processes. What can't be ended now is logged, and left for the next time.
 
     :param Controller controller: what to act through
-    :returns: how many
+    :returns: how many were ended
     :rtype: int
     """
     count = 0
     for operation in controller.ledger.abandoned():
+        what = f"{operation.verb} {operation.id} of {operation.nodes}"
         try:
             adopted = controller.ledger.adopt(operation)
         except Conflict:
             continue  # somebody else was faster
-        gone = operation.owner.pid
-        log.warning("%s %s of process %s, which is gone: taking over", operation.verb, operation.id, gone)
-        _RECOVER[operation.verb](controller, adopted)
-        count += 1
+        log.warning("%s: its process is gone, taking over", what)
+        try:
+            _RECOVER[operation.verb](controller, adopted)
+            count += 1
+        except SaltmarshError as err:
+            log.error("%s can't be ended yet: %s", what, err)
+            controller.ledger.abandon(adopted)
     return count

@@ -1,10 +1,12 @@
-"""Take nodes away until nothing is left of machine, disk, minion key, DNS name and Slurm state; then free the name."""
+"""Remove nodes until nothing of them is left: machine, disk, minion key, DNS name, Slurm state; then free the names."""
 
 import logging
 from collections import defaultdict
 
-from saltmarsh.errors import SaltmarshError
-from saltmarsh.model import State
+from saltmarsh.errors import SlurmError, Unreachable
+from saltmarsh.hostlist import fold_words
+from saltmarsh.model import State, nodeset
+from saltmarsh.slurm import NOT_GROWN
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +18,9 @@ def remove(controller, pool, operation, reasons, say=log.info):
     """
     Remove nodes and free the names of those that are proven gone; the others become failed, with the reason.
 
+    Of a node that is only claimed nothing has been made: its name is given back, and a machine of this name is not
+    touched.
+
     :param Controller controller: what to act through
     :param Pool pool: their pool
     :param Operation operation: the operation that holds them
@@ -23,30 +28,65 @@ def remove(controller, pool, operation, reasons, say=log.info):
     :param say: called with lines of progress
     :returns: by name, why it is not proven gone; empty when all are
     :rtype: dict[str, str]
+    :raises SaltmarshError: nothing could be done about it now
     """
+    nodes = {node.name: node for node in controller.ledger.nodes(reasons)}
+    claimed = {name for name, node in nodes.items() if node.state is State.CLAIMED}
+    if claimed:
+        _unclaim(controller, operation, {name: nodes[name].address for name in claimed}, say)
+    made = {name: node for name, node in nodes.items() if name not in claimed}
+    return _destroy(controller, pool, operation, made, reasons, say) if made else {}
+
+
+def _unclaim(controller, operation, addresses, say):
+    slurm = controller.slurm
+    # Slurm has a node that is in use although the ledger had it free: it is not ours to end its jobs.
+    expected = [name for name, node in slurm.nodes(addresses).items() if node.absent]
+    slurm.release({name: addresses[name] for name in expected}, RELEASE_SECONDS)
+    _free(controller, operation, addresses.keys(), "given back", say)
+
+
+def _destroy(controller, pool, operation, nodes, reasons, say):
     ledger = controller.ledger
-    nodes = ledger.nodes(reasons)
     by_reason = defaultdict(set)
-    for node in nodes:
+    for name, node in nodes.items():
         if node.state is not State.DESTROYING:
-            by_reason[reasons[node.name]].add(node.name)
+            by_reason[reasons[name]].add(name)
     for reason, names in by_reason.items():
         ledger.move(operation, names, State.DESTROYING, reason=reason)
-    destroyed = controller.cloud.destroy(pool.profile, {node.name: node.host for node in nodes})
-    stuck = {name: why for name, why in destroyed.items() if why}
-    gone = reasons.keys() - stuck.keys()
-    try:
-        controller.slurm.release({node.name: node.address for node in nodes if node.name in gone}, RELEASE_SECONDS)
-    except SaltmarshError as err:
-        stuck |= dict.fromkeys(gone, str(err))
-        gone = set()
-    stuck |= dict.fromkeys(gone & controller.cloud.accepted_keys(), "its minion key is still accepted")
-    gone -= stuck.keys()
-    controller.dns.remove(gone)
-    if gone:
-        ledger.move(operation, gone, State.FREE)
-        say(f"{', '.join(sorted(gone))}: gone")
+    hosts = {name: node.host for name, node in nodes.items()}
+    stuck = {name: why for name, why in controller.cloud.destroy(pool.profile, hosts).items() if why}
+    stuck |= _release(controller.slurm, {name: node.address for name, node in nodes.items() if name not in stuck})
+    keys = controller.cloud.accepted_keys()
+    stuck |= {name: "its minion key is still accepted" for name in nodes if name not in stuck and name in keys}
+    if gone := nodes.keys() - stuck.keys():
+        _free(controller, operation, gone, "gone", say)
+    stuck = {name: f"not proven gone: {why}" for name, why in stuck.items()}
     for name, why in stuck.items():
-        ledger.move(operation, {name}, State.FAILED, reason=f"not proven gone: {why}")
-        say(f"{name}: not proven gone: {why}")
+        ledger.move(operation, {name}, State.FAILED, reason=why)
+    for line in fold_words(stuck):
+        say(line)
     return stuck
+
+
+def _release(slurm, addresses):
+    """Give nodes back to Slurm; returns, by name, why one is not back."""
+    if not addresses:
+        return {}
+    try:
+        slurm.release(addresses, RELEASE_SECONDS)
+        return {}
+    except Unreachable as err:
+        return dict.fromkeys(addresses, str(err))
+    except SlurmError as err:
+        try:
+            known = slurm.nodes(addresses)
+        except (SlurmError, Unreachable):
+            return dict.fromkeys(addresses, str(err))
+        return {name: str(err) for name, node in known.items() if not (node.absent and node.reason == NOT_GROWN)}
+
+
+def _free(controller, operation, names, words, say):
+    controller.dns.remove(names)
+    controller.ledger.move(operation, names, State.FREE)
+    say(f"{nodeset(names)}: {words}")

@@ -3,8 +3,9 @@
 from collections import Counter
 from datetime import datetime
 
-from saltmarsh.errors import Unreachable
+from saltmarsh.errors import SlurmError, Unreachable
 from saltmarsh.model import State
+from saltmarsh.slurm import ids_by_node
 
 UNKNOWN = "unknown"
 
@@ -17,37 +18,51 @@ def status(controller, names=None):
     :param names: only these, free ones too
     :returns: by name: pool, state, since, host, address, reason, slurm (its state there), jobs (ids)
     :rtype: dict
+    :raises InvalidInput: a name that is in no pool
     """
-    site = controller.site
-    pool_of = {name: site.pool_of(name) for name in names} if names else {}
     nodes = {node.name: node for node in controller.ledger.nodes(names)}
-    wanted = list(names) if names else list(nodes)
+    wanted = list(nodes if names is None else names)
+    rows = {name: _row(nodes[name]) if name in nodes else _free_row(controller.site, name) for name in wanted}
+    in_slurm = _in_slurm(controller, wanted)
+    return {name: rows[name] | in_slurm[name] for name in wanted}
+
+
+def _row(node):
+    return {
+        "pool": node.pool,
+        "state": str(node.state),
+        "since": _when(node.since),
+        "host": node.host,
+        "address": node.address,
+        "reason": node.reason,
+    }
+
+
+def _free_row(site, name):
+    pool = site.pool_of(name)
+    return {
+        "pool": pool.name,
+        "state": str(State.FREE),
+        "since": None,
+        "host": None,
+        "address": pool.address_of(name),
+        "reason": "",
+    }
+
+
+def _in_slurm(controller, names):
+    """What Slurm says of each node; that it can't be asked is an answer, too."""
+    if not names:
+        return {}
     try:
-        in_slurm = controller.slurm.nodes(wanted) if wanted else {}
-        jobs = controller.slurm.jobs(wanted) if wanted else ()
-    except Unreachable as err:
-        in_slurm, jobs = None, None
-        trouble = str(err)
-    report = {}
-    for name in wanted:
-        node = nodes.get(name)
-        if in_slurm is None:
-            slurm_state, job_ids = f"{UNKNOWN}: {trouble}", UNKNOWN
-        else:
-            slurm_state = in_slurm[name].state if name in in_slurm else "not in Slurm's configuration"
-            job_ids = [job.id for job in jobs if name in job.nodes]
-        pool = site.pools[node.pool] if node and node.pool in site.pools else pool_of.get(name)
-        report[name] = {
-            "pool": node.pool if node else pool.name,
-            "state": str(node.state if node else State.FREE),
-            "since": _when(node.since) if node else None,
-            "host": node.host if node else None,
-            "address": node.address if node else pool.address_of(name),
-            "reason": node.reason if node else "",
-            "slurm": slurm_state,
-            "jobs": job_ids,
-        }
-    return report
+        known = controller.slurm.nodes(names)
+        jobs = ids_by_node(controller.slurm.jobs(names))
+    except (SlurmError, Unreachable) as err:
+        return {name: {"slurm": f"{UNKNOWN}: {err}", "jobs": UNKNOWN} for name in names}
+    return {
+        name: {"slurm": known[name].state if name in known else "not in Slurm's configuration", "jobs": jobs[name]}
+        for name in names
+    }
 
 
 def pools(controller):
@@ -80,8 +95,11 @@ def history(controller, name):
 
     :param str name: the node
     :rtype: list[dict]
+    :raises InvalidInput: a name that is in no pool, and never was
     """
-    controller.site.pool_of(name)
+    rows = controller.ledger.history(name)
+    if not rows:
+        controller.site.pool_of(name)
     return [
         {
             "at": _when(row.at),
@@ -91,7 +109,7 @@ def history(controller, name):
             "reason": row.reason,
             "operation": row.operation,
         }
-        for row in controller.ledger.history(name)
+        for row in rows
     ]
 
 

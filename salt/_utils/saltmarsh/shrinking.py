@@ -3,9 +3,11 @@
 import logging
 import time
 
-from saltmarsh.errors import InvalidInput, OperationFailed
-from saltmarsh.model import State
+from saltmarsh.errors import InvalidInput, OperationFailed, SaltmarshError
+from saltmarsh.hostlist import fold_words
+from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
+from saltmarsh.slurm import ids_by_node
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +25,9 @@ def plan(controller, what, pool=None):
     """
     pool = controller.site.pool(pool)
     chosen = _choose(controller, what, pool)
-    jobs = controller.slurm.jobs(chosen)
+    jobs = ids_by_node(controller.slurm.jobs(chosen))
     states = {node.name: node.state for node in controller.ledger.nodes(chosen)}
-    return {
-        name: {"state": str(states[name]), "jobs": [job.id for job in jobs if name in job.nodes]} for name in chosen
-    }
+    return {name: {"state": str(states[name]), "jobs": jobs[name]} for name in chosen}
 
 
 def shrink(controller, what, pool=None, *, force=False, timeout=DRAIN_SECONDS, reason="shrink", say=log.info):
@@ -45,28 +45,26 @@ def shrink(controller, what, pool=None, *, force=False, timeout=DRAIN_SECONDS, r
     :rtype: list[str]
     :raises InvalidInput: an argument is not acceptable, or nodes are not there
     :raises Conflict: another operation holds a node
+    :raises Unreachable: slurmctld does not answer; nothing was changed
     :raises OperationFailed: jobs still run, or a node is not proven gone; says which, and what became of them
     """
     pool = controller.site.pool(pool)
     names = _choose(controller, what, pool)
+    controller.slurm.ping()
     operation, _ = controller.ledger.begin(
         "shrink", pool.name, names, expect=set(_SHRINKABLE), to=State.DRAINING, reason=reason
     )
-    say(f"{', '.join(names)}: draining")
+    say(f"{nodeset(names)}: draining")
     try:
-        busy = {} if force else _drain(controller, names, reason, timeout, say)
-        if busy:
-            _give_back(controller, operation, busy)
+        busy = {} if force else drain(controller, names, reason, timeout, say)
+        _give_back(controller, operation, busy)
         idle = [name for name in names if name not in busy]
         stuck = remove(controller, pool, operation, dict.fromkeys(idle, reason), say=say) if idle else {}
     except BaseException as err:
-        # What is still draining goes back to work; what is being destroyed is finished by whoever comes next.
-        draining = {node.name for node in controller.ledger.nodes(names, states={State.DRAINING})}
-        _give_back(controller, operation, draining)
-        controller.ledger.finish(operation, f"given up: {err or type(err).__name__}")
+        _give_up(controller, operation, names, err)
         raise
-    trouble = [f"{name} still runs {', '.join(map(str, jobs))} and is in use again" for name, jobs in busy.items()]
-    trouble += [f"{name}: {why}" for name, why in stuck.items()]
+    trouble = [f"{name} still runs {', '.join(map(str, ids))} and stays" for name, ids in busy.items()]
+    trouble += fold_words(stuck)
     controller.ledger.finish(operation, "; ".join(trouble) or "done")
     if trouble:
         remedy = " (wait longer with timeout=, or force=True)" if busy else ""
@@ -80,65 +78,106 @@ def recover(controller, operation):
 
     :param Controller controller: what to act through
     :param Operation operation: the operation, adopted
+    :raises SaltmarshError: that can't be done now
     """
     pool = controller.site.pool(operation.pool)
     nodes = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
     _give_back(controller, operation, {node.name for node in nodes if node.state is State.DRAINING})
     halfway = {node.name: node.reason for node in nodes if node.state is State.DESTROYING}
     stuck = remove(controller, pool, operation, halfway) if halfway else {}
-    controller.ledger.finish(operation, f"its process died; not removed: {stuck}" if stuck else "its process died")
+    controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(stuck)]))
+
+
+def drain(controller, names, reason, timeout, say=log.info):
+    """
+    Let no new job start on nodes, and wait until none runs there.
+
+    :param Controller controller: what to act through
+    :param names: the nodes
+    :param str reason: why, for Slurm's users
+    :param float timeout: seconds
+    :param say: called with lines of progress
+    :returns: the nodes that still have jobs when the time is over, with the jobs' ids
+    :rtype: dict[str, list[int]]
+    """
+    deadline = time.monotonic() + timeout
+    # A node that does not answer may be cut off while its jobs go on; Slurm has given up those that it set down.
+    present = [name for name, node in controller.slurm.nodes(names).items() if not (node.absent or node.startable)]
+    controller.slurm.drain(present, reason)
+    said = None
+    while True:
+        jobs = ids_by_node(controller.slurm.jobs(present))
+        busy = {name: jobs[name] for name in present if jobs[name]}
+        if not busy or time.monotonic() > deadline:
+            return busy
+        if said != (words := "; ".join(fold_words({name: ", ".join(map(str, ids)) for name, ids in busy.items()}))):
+            say(f"waiting for jobs: {words}")
+            said = words
+        time.sleep(_POLL)
 
 
 def _choose(controller, what, pool):
     """The names to shrink: exactly those asked for, or failed ones first, then those with the fewest jobs."""
     known = {node.name: node for node in controller.ledger.nodes(pool=pool.name)}
     if not isinstance(what, int):
-        for name in what:
-            pool.address_of(name)
-        if free := sorted(name for name in what if name not in known):
-            raise InvalidInput(f"pool {pool.name}: {', '.join(free)}: not there, nothing to shrink")
+        if foreign := [name for name in what if name not in known and name not in pool]:
+            raise InvalidInput(f"pool {pool.name} has no node {nodeset(foreign)}, its nodes are {pool.nodeset}")
+        if free := [name for name in what if name not in known]:
+            raise InvalidInput(f"pool {pool.name}: {nodeset(free)}: not there, nothing to shrink")
         return tuple(what)
     candidates = [node for node in known.values() if node.state in _SHRINKABLE and node.operation is None]
     if len(candidates) < what:
         raise InvalidInput(f"pool {pool.name}: {len(candidates)} nodes can be shrunk, {what} asked for")
-    load = dict.fromkeys(known, 0)
-    for job in controller.slurm.jobs([node.name for node in candidates]):
-        for name in job.nodes:
-            if name in load:
-                load[name] += 1
-    order = sorted(candidates, key=lambda node: (node.state is not State.FAILED, load[node.name]))
+    jobs = ids_by_node(controller.slurm.jobs([node.name for node in candidates]))
+    order = sorted(candidates, key=lambda node: (node.state is not State.FAILED, len(jobs[node.name])))
     return tuple(node.name for node in order[:what])
 
 
-def _drain(controller, names, reason, timeout, say):
-    """Wait until no job runs on the nodes; returns those with jobs, by name, when the time is over."""
-    there = [name for name, node in controller.slurm.nodes(names).items() if node.registered]
-    if not there:
-        return {}
-    controller.slurm.drain(there, reason)
-    deadline = time.monotonic() + timeout
-    said = None
-    while True:
-        jobs = controller.slurm.jobs(there)
-        busy = {name: [job.id for job in jobs if name in job.nodes] for name in there}
-        busy = {name: ids for name, ids in busy.items() if ids}
-        if not busy or time.monotonic() > deadline:
-            return busy
-        if said != busy:
-            waiting = "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in busy.items())
-            say(f"waiting for jobs: {waiting}")
-            said = busy
-        time.sleep(_POLL)
-
-
 def _give_back(controller, operation, names):
-    """Let nodes that were draining work again; one that Slurm does not have stays failed."""
-    if not names:
+    """
+    Let nodes that were draining work again.
+
+    One that had failed before stays failed, and drained; so does one that Slurm does not have.
+    """
+    before = {name: _before(controller, operation, name) for name in names}
+    for name, row in before.items():
+        if row.after is State.FAILED:
+            controller.ledger.move(operation, {name}, State.FAILED, reason=row.reason)
+    if not (worked := {name for name, row in before.items() if row.after is not State.FAILED}):
         return
-    known = controller.slurm.nodes(names)
-    there = {name for name in names if name in known and known[name].registered}
+    known = controller.slurm.nodes(worked)
+    there = {name for name in worked if name in known and known[name].registered}
     if there:
         controller.slurm.undrain(there)
         controller.ledger.move(operation, there, State.READY, reason="back at work")
-    if lost := set(names) - there:
-        controller.ledger.move(operation, lost, State.FAILED, reason="Slurm does not have it")
+    for name in worked - there:
+        seen = f"Slurm has it {known[name].state}" if name in known else "Slurm does not know it"
+        controller.ledger.move(operation, {name}, State.FAILED, reason=f"could not go back to work: {seen}")
+
+
+def _before(controller, operation, name):
+    """The transition by which a node came to where this operation found it."""
+    return next(row for row in reversed(controller.ledger.history(name)) if row.operation != operation.id)
+
+
+def _give_up(controller, operation, names, err):
+    """
+    What is still draining goes back to work; what is being destroyed is left to whoever takes the operation over.
+
+    :raises OperationFailed: in place of the error, if that is an interruption or something is left
+    """
+    ledger = controller.ledger
+    interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
+    why = "interrupted" if interrupted else str(err) or repr(err)
+    try:
+        _give_back(controller, operation, {node.name for node in ledger.nodes(names, states={State.DRAINING})})
+    except SaltmarshError as trouble:
+        log.warning("shrink %s: nodes can't go back to work yet: %s", operation.id, trouble)
+    left = nodeset(node.name for node in ledger.nodes(names, states={State.DRAINING, State.DESTROYING}))
+    if left:
+        ledger.abandon(operation)
+    else:
+        ledger.finish(operation, f"given up: {why}")
+    if interrupted or left:
+        later = f"; left to the engine: {left}" if left else ""
+        raise OperationFailed(f"pool {operation.pool}: {why}{later}") from err

@@ -23,6 +23,7 @@ import os
 import re
 import subprocess
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def jobs(nodes=None):
         return found
     wanted = NodeSet.fromlist(_names(nodes), resolver=RESOLVER_NOGROUP)
     return tuple(job for job in found if job.nodes & wanted)
+
+
+def ids_by_node(jobs):
+    """
+    Which jobs hold each node.
+
+    :param jobs: SlurmJob, as :func:`jobs` returns them
+    :returns: ids by node; a node without jobs has an empty list
+    :rtype: collections.defaultdict[str, list[int]]
+    """
+    ids = defaultdict(list)
+    for job in jobs:
+        for name in job.nodes:
+            ids[name].append(job.id)
+    return ids
 
 
 def park(names):

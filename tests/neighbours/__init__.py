@@ -1,0 +1,41 @@
+"""
+What the project speaks to, small enough for a test or a bench: a provider without machines, minions and slurmctld.
+
+The provider is a real salt-cloud driver that makes files; minions and Slurm are objects in memory. The rest is real.
+"""
+
+from pathlib import Path
+
+from neighbours.minions import Minions
+from neighbours.provider import Provider
+from neighbours.slurm import Slurm
+from saltmarsh.cloud import Cloud
+from saltmarsh.controller import Controller
+from saltmarsh.dns import HostsDirectory
+from saltmarsh.ledger import Ledger
+from saltmarsh.pools import Site
+
+
+def controller(pillar, directory, deploy=False):
+    """
+    A controller among these neighbours, or a second one where there is one already.
+
+    :param dict pillar: the site's pillar; its ``state_dir`` is set
+    :param pathlib.Path directory: where everything is kept
+    :param bool deploy: whether machines get minion keys, which cost some time
+    :rtype: saltmarsh.controller.Controller
+    """
+    pillar["elastic"]["state_dir"] = str(directory / "state")
+    site = Site.from_pillar(pillar)
+    provider = Provider(directory / "provider", site, deploy)
+    slurm = Slurm(site)
+    state = Path(site.state_dir)
+    state.mkdir(exist_ok=True)
+    return Controller(
+        site=site,
+        ledger=Ledger(state / "ledger.db"),
+        cloud=Cloud(str(provider.configuration)),
+        minions=Minions(provider, slurm),
+        dns=HostsDirectory(state / "dns", site.network.domain),
+        slurm=slurm,
+    )

@@ -1,0 +1,129 @@
+"""slurmctld, as far as nodes of pools and the jobs on them go: what tests/functional/slurm sees the real one do."""
+
+import functools
+from dataclasses import replace
+
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+
+from saltmarsh.errors import SlurmError, Unreachable
+from saltmarsh.slurm import GROWING, NOT_GROWN, SlurmJob, SlurmNode
+
+_NOT_THERE = frozenset({"DOWN", "CLOUD", "POWERED_DOWN"})
+
+
+def _asked(function):
+    @functools.wraps(function)
+    def wrapper(self, *args, **kwargs):
+        self.calls.append(function.__name__)
+        if act := self.before.get(function.__name__):
+            act()
+        if not self.reachable:
+            raise Unreachable("slurmctld on ctl does not answer")
+        return function(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Slurm:
+    """
+    The functions of saltmarsh.slurm that the verbs use.
+
+    ``reachable`` says whether it answers; ``before`` holds what happens when a function is called, by its name;
+    ``kept`` are nodes that it does not give back; ``killed`` are the jobs that lost a node.
+    """
+
+    def __init__(self, site):
+        self.reachable = True
+        self.before = {}
+        self.calls = []
+        self.kept = set()
+        self.killed = []
+        self._jobs = {}
+        self._nodes = {
+            name: SlurmNode(
+                name=name,
+                states=_NOT_THERE,
+                reason=NOT_GROWN,
+                address=pool.address_of(name),
+                partitions=(pool.partition,),
+                features=pool.features,
+                cpus=pool.cpus,
+                memory=pool.memory,
+                slurmd_start=0,
+            )
+            for pool in site.pools.values()
+            for name in pool.nodes
+        }
+
+    def go_down(self):
+        """Answer nobody from now on."""
+        self.reachable = False
+
+    def register(self, name):
+        """A slurmd registers (ReturnToService=2)."""
+        node = self._nodes[name]
+        self._set([name], states=node.states - {"DOWN", "POWERED_DOWN", "NOT_RESPONDING"} | {"IDLE"}, reason="")
+
+    def lose(self, name):
+        """A slurmd does not answer any more; its jobs go on until SlurmdTimeout."""
+        self._set([name], states=self._nodes[name].states | {"NOT_RESPONDING"})
+
+    def start_job(self, number, nodes):
+        """A job starts."""
+        nodes = NodeSet(nodes, resolver=RESOLVER_NOGROUP)
+        assert all(self._nodes[name].usable for name in nodes)
+        self._jobs[number] = SlurmJob(number, "job", "alice", "virtual", frozenset({"RUNNING"}), nodes, "None")
+
+    def end_job(self, number):
+        """A job ends by itself."""
+        del self._jobs[number]
+
+    def forget(self, name):
+        """A node is no longer in Slurm's configuration."""
+        del self._nodes[name]
+
+    @_asked
+    def ping(self):
+        pass
+
+    @_asked
+    def nodes(self, names=None):
+        return {name: self._nodes[name] for name in (self._nodes if names is None else names) if name in self._nodes}
+
+    @_asked
+    def jobs(self, nodes=None):
+        wanted = None if nodes is None else set(nodes)
+        return tuple(job for job in self._jobs.values() if wanted is None or not wanted.isdisjoint(job.nodes))
+
+    @_asked
+    def expect(self, addresses):
+        if missing := [name for name in addresses if name not in self._nodes]:
+            raise SlurmError(f"{missing[0]} is not in Slurm's configuration: run slurm.push_config")
+        if there := [name for name in addresses if not (self._nodes[name].absent or self._nodes[name].startable)]:
+            raise SlurmError(f"Slurm has {there[0]} {self._nodes[there[0]].state}: release it first")
+        for name, address in addresses.items():
+            self._set([name], states=_NOT_THERE, reason=GROWING, address=address)
+
+    @_asked
+    def drain(self, names, reason):
+        for name in names:
+            self._set([name], states=self._nodes[name].states | {"DRAIN"}, reason=reason)
+
+    @_asked
+    def undrain(self, names):
+        for name in names:
+            self._set([name], states=self._nodes[name].states - {"DRAIN"}, reason="")
+
+    @_asked
+    def release(self, addresses, timeout):
+        for name, address in addresses.items():
+            if name not in self.kept and name in self._nodes:
+                self.killed += [job.id for job in self._jobs.values() if name in job.nodes]
+                self._jobs = {number: job for number, job in self._jobs.items() if name not in job.nodes}
+                self._set([name], states=_NOT_THERE, reason=NOT_GROWN, address=address)
+        if kept := self.kept & addresses.keys():
+            raise SlurmError(f"Slurm did not give nodes back within {timeout:g} s: it has {', '.join(sorted(kept))}")
+
+    def _set(self, names, **changes):
+        for name in names:
+            self._nodes[name] = replace(self._nodes[name], **changes)

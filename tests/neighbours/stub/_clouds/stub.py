@@ -1,0 +1,105 @@
+"""A salt-cloud driver whose machines are files, see neighbours.provider."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import salt.config
+import salt.utils.cloud
+from salt.exceptions import SaltCloudExecutionFailure, SaltCloudSystemExit
+
+
+def __virtual__():
+    return get_configured_provider() is not False
+
+
+def get_configured_provider():
+    return salt.config.is_provider_configured(__opts__, "stub", ("store", "hosts", "images"))
+
+
+def get_dependencies():
+    return True
+
+
+def create(vm_):
+    name = vm_["name"]
+    host = vm_.get("host") or get_configured_provider()["hosts"][0]
+    _see(host)
+    _show("create", name)
+    machine = {"name": name, "host": host, "address": vm_["address"], "image": vm_["image"], "pub_key": vm_["pub_key"]}
+    try:
+        with (_store() / "machines" / name).open("x") as file:
+            json.dump(machine, file)
+    except FileExistsError as err:
+        raise SaltCloudExecutionFailure(f"{host} already has a domain {name}") from err
+    _show("created", name)
+    return machine
+
+
+def destroy(name, call=None, host=None):
+    if call == "function":
+        raise SaltCloudSystemExit("destroy is for machines")
+    for each in [host] if host else get_configured_provider()["hosts"]:
+        _see(each)
+    _show("destroy", name)
+    (_store() / "machines" / name).unlink(missing_ok=True)
+    return {"Destroyed": f"{name} was destroyed"}
+
+
+def list_nodes_full(call=None):
+    return {
+        path.name: {"state": "running"} | json.loads(path.read_text()) for path in (_store() / "machines").iterdir()
+    }
+
+
+def list_nodes(call=None):
+    return list_nodes_full()
+
+
+def list_nodes_min(call=None):
+    _show("list", "all")
+    return {path.name: {"state": "running"} for path in (_store() / "machines").iterdir()}
+
+
+def list_nodes_select(call=None):
+    return salt.utils.cloud.list_nodes_select(list_nodes_full(), __opts__["query.selection"], call)
+
+
+def show_instance(name, call=None):
+    return list_nodes_full()[name]
+
+
+def avail_images(call=None):
+    return {image: {} for image in get_configured_provider()["images"]}
+
+
+def avail_sizes(call=None):
+    return {}
+
+
+def avail_locations(call=None):
+    return {host: {} for host in get_configured_provider()["hosts"] if _fault("host", host) is None}
+
+
+def _store():
+    return Path(get_configured_provider()["store"])
+
+
+def _fault(function, name):
+    path = _store() / "faults" / f"{function}.{name}"
+    return path.read_text() if path.exists() else None
+
+
+def _show(function, name):
+    """Show the fault that is asked for, if one is."""
+    why = _fault(function, name)
+    if why == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if why is not None:
+        raise SaltCloudExecutionFailure(why)
+
+
+def _see(host):
+    if (why := _fault("host", host)) is not None:
+        raise SaltCloudExecutionFailure(f"{host} can't be reached: {why}")
