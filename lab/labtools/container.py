@@ -142,7 +142,7 @@ def stop(machine: Machine):
     supervisor = _supervisor(machine)
     if supervisor is not None:
         if leader(machine) is not None:
-            execute(machine, ["systemctl", "poweroff", "--force"], capture_output=True)
+            execute(machine, ["systemctl", "poweroff", "--force", "--force"], capture_output=True)
         if not _gone_within(supervisor, 20):
             os.kill(supervisor, signal.SIGKILL)
             _gone_within(supervisor, 20)
