@@ -1,6 +1,7 @@
 """slurmctld, as far as nodes of pools and the jobs on them go: what tests/functional/slurm sees the real one do."""
 
 import functools
+import pickle
 from dataclasses import replace
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
@@ -29,7 +30,8 @@ class Slurm:
     The functions of saltmarsh.slurm that the verbs use.
 
     ``reachable`` says whether it answers; ``before`` holds what happens when a function is called, by its name;
-    ``kept`` are nodes that it does not give back; ``killed`` are the jobs that lost a node.
+    ``kept`` are nodes that it does not give back; ``killed`` are the jobs that lost a node; in ``file``, if
+    that is set, it keeps what it knows, for one in another process to ``load``.
     """
 
     def __init__(self, site):
@@ -38,6 +40,7 @@ class Slurm:
         self.calls = []
         self.kept = set()
         self.killed = []
+        self.file = None
         self._jobs = {}
         self._nodes = {
             name: SlurmNode(
@@ -59,6 +62,10 @@ class Slurm:
         """Answer nobody from now on."""
         self.reachable = False
 
+    def load(self, file):
+        """Know what another one knew."""
+        self._nodes, self._jobs, self.killed = pickle.loads(file.read_bytes())
+
     def register(self, name):
         """A slurmd registers (ReturnToService=2)."""
         node = self._nodes[name]
@@ -68,11 +75,16 @@ class Slurm:
         """A slurmd does not answer any more; its jobs go on until SlurmdTimeout."""
         self._set([name], states=self._nodes[name].states | {"NOT_RESPONDING"})
 
+    def usable(self, name):
+        """Whether a job could start on a node, or runs there."""
+        return self._nodes[name].registered and "DRAIN" not in self._nodes[name].states
+
     def start_job(self, number, nodes):
         """A job starts."""
         nodes = NodeSet(nodes, resolver=RESOLVER_NOGROUP)
-        assert all(self._nodes[name].usable for name in nodes)
+        assert all(map(self.usable, nodes))
         self._jobs[number] = SlurmJob(number, "job", "alice", "virtual", frozenset({"RUNNING"}), nodes, "None")
+        self._save()
 
     def end_job(self, number):
         """A job ends by itself."""
@@ -127,3 +139,8 @@ class Slurm:
     def _set(self, names, **changes):
         for name in names:
             self._nodes[name] = replace(self._nodes[name], **changes)
+        self._save()
+
+    def _save(self):
+        if self.file:
+            self.file.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))

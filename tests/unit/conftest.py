@@ -1,7 +1,9 @@
-"""One site in pillar, for every test that needs a pool."""
+"""One site in pillar, for every test that needs a pool, and a controller among neighbours that live in the test."""
 
 import pytest
 
+import neighbours
+from saltmarsh import growing, joining, shrinking
 from saltmarsh.pools import Site
 
 
@@ -45,3 +47,35 @@ def pillar():
 def site(pillar):
     """The site of that pillar."""
     return Site.from_pillar(pillar)
+
+
+@pytest.fixture
+def controller(pillar, tmp_path, monkeypatch):
+    """What the verbs act through, see neighbours; nobody waits longer than it takes here."""
+    monkeypatch.setattr(growing, "_POLL", 0.01)
+    monkeypatch.setattr(growing, "_LOOK", 0.02)
+    monkeypatch.setattr(growing, "_TELL", 0)
+    monkeypatch.setattr(shrinking, "_POLL", 0.01)
+    monkeypatch.setattr(joining, "_POLL", 0.01)
+    monkeypatch.setattr(joining, "REGISTER_SECONDS", 0.2)
+    made = neighbours.controller(pillar, tmp_path)
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture
+def provider(controller):
+    """The provider's machines and faults."""
+    return controller.minions.provider
+
+
+@pytest.fixture
+def minions(controller):
+    """The machines' minions."""
+    return controller.minions
+
+
+@pytest.fixture
+def slurm(controller):
+    """slurmctld."""
+    return controller.slurm
