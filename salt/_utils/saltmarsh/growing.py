@@ -147,6 +147,7 @@ class _Growth:
         for node in nodes:
             if node.reason:
                 self._progress.note([node.name], f"{node.state}: {node.reason}")
+        self._progress.tell_if_due()
         self.ready = {node.name for node in nodes if node.state is State.READY}
         self.failed = {node.name: node.reason for node in nodes if node.state is State.FAILED}
         if len(nodes) - len(self.failed) < self.least:
@@ -241,6 +242,10 @@ class _Progress:
             if self._last.get(name) != words:
                 self._last[name] = words
                 self._untold.setdefault(words, []).append(name)
+        self.tell_if_due()
+
+    def tell_if_due(self):
+        """Say all that has been noted, unless something was said just now."""
         if self._untold and time.monotonic() > self._told_at + _TELL:
             self.tell()
 
