@@ -63,7 +63,7 @@ def shrink(controller, what, pool=None, *, force=False, timeout=DRAIN_SECONDS, r
     except BaseException as err:
         _give_up(controller, operation, names, err)
         raise
-    trouble = [f"{name} still runs {', '.join(map(str, ids))} and stays" for name, ids in busy.items()]
+    trouble = fold_words({name: f"still runs {', '.join(map(str, ids))} and stays" for name, ids in busy.items()})
     trouble += fold_words(stuck)
     controller.ledger.finish(operation, "; ".join(trouble) or "done")
     if trouble:
