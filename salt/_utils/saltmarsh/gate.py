@@ -1,16 +1,18 @@
 """
-The ready gate: what must hold on a node before Slurm may use it. Runs on the node; needs nothing but the system.
+The ready gate: what must hold on a node before Slurm may use it. Runs on the node.
 
 Each check returns None if all is well, otherwise one line saying what is not.
 """
 
 import os
-import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
+
+from saltmarsh import slurm
+from saltmarsh.errors import SaltmarshError
 
 _COMMAND_SECONDS = 30
 _POLL = 0.5
@@ -33,7 +35,7 @@ def check(name, controller, mounts, max_offset, patience):
         lambda: check_name(name),
         lambda: check_clock(max_offset),
         *(lambda path=path, access=access: check_mount(path, access) for path, access in mounts.items()),
-        lambda: check_munge(),
+        check_munge,
         lambda: check_slurm(controller),
     ]
     while True:
@@ -105,18 +107,12 @@ def check_munge():
 
 
 def check_slurm(controller):
-    """
-    slurmctld takes this node's munge credentials and this node takes its, and both have the same configuration.
-
-    A node without a configuration fetches it from the controller; each request there and back is authenticated.
-    """
-    code, said = _run("scontrol", "show", "config", env={**os.environ, "SLURM_CONF_SERVER": controller})
-    if code != 0:
-        return f"slurmctld on {controller}: {said}"
-    match = re.search(r"^HASH_VAL\s*=\s*(.*)$", said, re.MULTILINE)
-    if not match or not match[1].startswith("Match"):
-        return f"slurm.conf differs from slurmctld's: HASH_VAL = {match[1] if match else 'missing'}"
-    return None
+    """slurmctld takes this node's munge credentials, this node takes its, and both have the same configuration."""
+    try:
+        current = slurm.is_config_current(controller)
+    except SaltmarshError as err:
+        return f"slurmctld on {controller}: {err}"
+    return None if current else "slurm.conf differs from slurmctld's"
 
 
 def _run(*argv, **kwargs):

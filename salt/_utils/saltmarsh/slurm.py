@@ -101,7 +101,11 @@ def ping():
 
     :raises Unreachable: it does not
     """
-    pings = _json("scontrol", "ping", "--json")["pings"]
+    _ping()
+
+
+def _ping(env=None):
+    pings = _json("scontrol", "ping", "--json", env=env)["pings"]
     if not any(each["responding"] for each in pings):
         raise Unreachable(f"slurmctld on {', '.join(each['hostname'] for each in pings)} does not answer")
 
@@ -346,15 +350,18 @@ def try_config(path, address, timeout=120):
         _run("ip", "netns", "delete", namespace)
 
 
-def is_config_current():
+def is_config_current(controller=None):
     """
     Whether the configuration that commands on this machine use is the one slurmctld runs with.
 
-    On a configless node that is what its slurmd has fetched.
+    On a configless node that is what its slurmd has fetched. The request and its answer are authenticated both ways.
 
+    :param str controller: where a machine without any configuration fetches one for this question
     :rtype: bool
     """
-    match = re.search(r"^HASH_VAL\s*=\s*(\S+)", _run("scontrol", "show", "config"), re.MULTILINE)
+    server = {"SLURM_CONF_SERVER": controller} if controller else {}
+    output = _run("scontrol", "show", "config", env={**os.environ, **server})
+    match = re.search(r"^HASH_VAL\s*=\s*(\S+)", output, re.MULTILINE)
     if not match:
         raise SlurmError("scontrol show config has no HASH_VAL")
     return match[1] == "Match"
@@ -448,19 +455,19 @@ def _chunks(names):
     return (names[at : at + _NODES_PER_REQUEST] for at in range(0, len(names), _NODES_PER_REQUEST))
 
 
-def _json(*argv):
-    output = _run(*argv)
+def _json(*argv, env=None):
+    output = _run(*argv, env=env)
     try:
         return json.loads(output)
     except ValueError as err:
         raise SlurmError(f"{argv[0]} {argv[1]} gave no JSON") from err
 
 
-def _run(*argv):
+def _run(*argv, env=None):
     """The output of a command. A command that fails says too little: whether slurmctld answers is asked then."""
     what = " ".join(argv[:2])
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=env)
     except subprocess.TimeoutExpired as err:
         raise Unreachable(f"{what} got no answer from slurmctld within {_TIMEOUT} s") from err
     except OSError as err:
@@ -470,5 +477,5 @@ def _run(*argv):
     said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
     if argv[:2] == ("scontrol", "ping"):  # not even a configuration that says where slurmctld is
         raise Unreachable(f"{what} failed: {said}")
-    ping()
+    _ping(env)
     raise SlurmError(f"{what} failed: {said or f'exit status {done.returncode}'}")
