@@ -75,7 +75,7 @@ class Provider:
 
     def mend(self, function, name):
         """Let the driver not fail any more."""
-        self._fault(function, name).unlink()
+        self._fault(function, name).unlink(missing_ok=True)
 
     def _fault(self, function, name):
         return self.store / "faults" / f"{function}.{name}"

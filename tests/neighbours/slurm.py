@@ -30,8 +30,7 @@ class Slurm:
     The functions of saltmarsh.slurm that the verbs use.
 
     ``reachable`` says whether it answers; ``before`` holds what happens when a function is called, by its name;
-    ``kept`` are nodes that it does not give back; ``killed`` are the jobs that lost a node; in ``file``, if
-    that is set, it keeps what it knows, for one in another process to ``load``.
+    ``kept`` are nodes that it does not give back; ``killed`` are the jobs that lost a node.
     """
 
     def __init__(self, site):
@@ -40,7 +39,7 @@ class Slurm:
         self.calls = []
         self.kept = set()
         self.killed = []
-        self.file = None
+        self._file = None
         self._jobs = {}
         self._nodes = {
             name: SlurmNode(
@@ -62,9 +61,12 @@ class Slurm:
         """Answer nobody from now on."""
         self.reachable = False
 
-    def load(self, file):
-        """Know what another one knew."""
-        self._nodes, self._jobs, self.killed = pickle.loads(file.read_bytes())
+    def keep_in(self, file):
+        """Know what one in another process knew, and let others know from now on."""
+        if file.exists():
+            self._nodes, self._jobs, self.killed = pickle.loads(file.read_bytes())
+        self._file = file
+        self._save()
 
     def register(self, name):
         """A slurmd registers (ReturnToService=2)."""
@@ -142,5 +144,5 @@ class Slurm:
         self._save()
 
     def _save(self):
-        if self.file:
-            self.file.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))
+        if self._file:
+            self._file.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))
