@@ -1,8 +1,8 @@
 """One site in pillar, for every test that needs a pool, and a controller among neighbours that live in the test."""
 
+import neighbours
 import pytest
 
-import neighbours
 from saltmarsh import growing, joining, shrinking
 from saltmarsh.pools import Site
 

@@ -3,10 +3,10 @@
 import json
 import threading
 
+import neighbours
 import pytest
 from views import assert_undone, assert_untouched, error_of, reasons, states, traces
 
-import neighbours
 from saltmarsh import joining, recovery
 from saltmarsh.errors import (
     Conflict,

@@ -4,11 +4,11 @@ import multiprocessing
 import os
 import signal
 
+import neighbours
 import pytest
+from neighbours.provider import KILL
 from views import assert_undone, states, traces
 
-import neighbours
-from neighbours.provider import KILL
 from saltmarsh import recovery
 from saltmarsh.errors import Conflict
 from saltmarsh.growing import grow
@@ -67,12 +67,7 @@ SHRINK = {
     "when machines are gone": at_call("release"),
     "when a name is free": at_states(State.FREE),
 }
-SHRUNK = {
-    "before machines are destroyed",
-    "while machines are destroyed",
-    "when machines are gone",
-    "when a name is free",
-}
+NOTHING_DESTROYED_YET = {"before Slurm is told", "when nodes are drained"}
 
 
 @pytest.fixture
@@ -126,7 +121,7 @@ def test_nodes_that_were_ready_when_their_grow_died_stay(controller, dies):
 def test_a_shrink_that_died_is_finished_or_its_nodes_work_again(moment, controller, slurm, dies):
     dies(shrink, SHRINK[moment])
     assert recovery.recover_abandoned(controller) == 1
-    if moment in BEFORE_THE_POINT_OF_NO_RETURN:
+    if moment in NOTHING_DESTROYED_YET:
         assert states(controller) == dict.fromkeys(NODES, State.READY)
         assert all(map(slurm.usable, NODES))
         assert controller.ledger.operations() == ()
