@@ -1,0 +1,54 @@
+"""The engine reads events as hints: names, and nothing else."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ENGINE = Path(__file__).resolve().parents[2] / "salt/_engines/elastic.py"
+
+
+@pytest.fixture
+def engine():
+    """The engine's module, as Salt loads it."""
+    spec = importlib.util.spec_from_file_location("engine_elastic", ENGINE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Bus:
+    """A bus with events on it."""
+
+    def __init__(self, *events):
+        self.events = list(events)
+
+    def get_event(self, tag, wait):
+        assert tag == "saltmarsh/nudge"
+        return self.events.pop(0) if self.events else None
+
+
+EVENTS = {
+    "one": ([{"nodes": ["vn001"]}], {"vn001"}),
+    "several of one moment": ([{"nodes": ["vn001"]}, {"nodes": ["vn002", "vn001"]}], {"vn001", "vn002"}),
+    "none": ([], set()),
+    "look at all": ([{"nodes": []}], set()),
+    "no list": ([{"nodes": "vn001"}], set()),
+    "what is no name": ([{"nodes": [1, None, ["vn001"], {"vn001": 1}, True, "vn002"]}], {"vn002"}),
+    "a minion's own event": ([{"id": "vn001", "cmd": "_minion_event", "data": {"nodes": ["vn002"]}}], set()),
+    "a mapping": ([{"nodes": {"vn001": "cmd.run"}}], set()),
+}
+
+
+@pytest.mark.parametrize(("events", "names"), EVENTS.values(), ids=EVENTS)
+def test_hints_are_names_and_nothing_else(engine, events, names):
+    assert engine._hints(Bus(*events)) == names
+
+
+def test_events_without_end_do_not_keep_the_engine_from_its_work(engine, monkeypatch):
+    class Flood:
+        def get_event(self, tag, wait):
+            return {"nodes": ["vn001"]}
+
+    monkeypatch.setattr(engine, "_MOMENT", 0.05)
+    assert engine._hints(Flood()) == {"vn001"}
