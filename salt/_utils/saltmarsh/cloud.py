@@ -87,9 +87,9 @@ class Cloud:
         """
 
         def create(name):
-            # A request for acceptance that waits under this name, whosever it is, would keep the node's own key out.
-            self._forget_key(name)
             try:
+                # A request for acceptance that waits under this name, whosever it is, would keep its own key out.
+                self._forget_key(name)
                 return self._cloud.create(planned[name]) or "the driver gave no reason, see the master's log"
             except (SaltException, OSError) as err:
                 return _one_line(err)
@@ -120,9 +120,9 @@ class Cloud:
             known = {"host": hosts[name]} if hosts[name] else {}
             try:
                 driver_destroy(name, call="action", **known)
+                self._forget_key(name)
             except (SaltException, OSError) as err:
                 return _one_line(err)
-            self._forget_key(name)
             return None
 
         with _active(driver_destroy, provider), ThreadPoolExecutor(min(_WORKERS, len(hosts))) as pool:
