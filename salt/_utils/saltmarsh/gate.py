@@ -72,7 +72,7 @@ def check_clock(max_offset):
     code, said = _run("chronyc", "-c", "tracking")
     if code != 0:
         return f"chronyd does not answer: {said}"
-    fields = said.split(",")
+    fields = said.strip().split(",")
     offset, leap = float(fields[4]), fields[13]
     if leap == "Not synchronised":
         return "chronyd has not synchronised the clock yet"
