@@ -69,7 +69,7 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
     what
         How many, or which: a number or a hostlist.
     pool
-        The pool; may be left out where there is only one.
+        The pool; may be left out where there is only one, or where nodes are named.
     min
         Be content with so many.
     host
@@ -95,6 +95,7 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
     timeout = _seconds("timeout", timeout)
     test = _flag("test", test)
     controller = Controller.open(__opts__)
+    pool = pool or _pool_of(controller, what)
     if test:
         return {"would grow": growing.plan(controller, what, pool, min, host)}
     recovery.recover_abandoned(controller)
@@ -111,7 +112,7 @@ def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=F
     what
         How many, or which: a number (failed nodes and idle ones first) or a hostlist.
     pool
-        The pool; may be left out where there is only one.
+        The pool; may be left out where there is only one, or where nodes are named.
     force
         Do not wait for jobs: Slurm requeues those that may be requeued, and kills the others.
     timeout
@@ -131,8 +132,7 @@ def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=F
     timeout = _seconds("timeout", timeout) or shrinking.DRAIN_SECONDS
     force, test = _flag("force", force), _flag("test", test)
     controller = Controller.open(__opts__)
-    if pool is None and not isinstance(what, int):
-        pool = _pool_of(controller, what)
+    pool = pool or _pool_of(controller, what)
     if test:
         return {"would shrink": shrinking.plan(controller, what, pool)}
     recovery.recover_abandoned(controller)
@@ -244,10 +244,13 @@ def _flag(name, value):
     raise InvalidInput(f"{name}={value!r}: expected True or False")
 
 
-def _pool_of(controller, names):
-    pools = {controller.site.pool_of(name).name for name in names}
+def _pool_of(controller, what):
+    """The one pool that is meant where none is named, or None."""
+    if isinstance(what, int):
+        return None
+    pools = {controller.site.pool_of(name).name for name in what}
     if len(pools) > 1:
-        raise InvalidInput(f"{names} are of several pools ({', '.join(sorted(pools))}): one at a time")
+        raise InvalidInput(f"{what} are of several pools ({', '.join(sorted(pools))}): one at a time")
     return pools.pop()
 
 

@@ -1,0 +1,276 @@
+"""salt-run elastic: an answer, or one line and an exit status; test=True changes nothing."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from views import assert_untouched, states
+
+from saltmarsh import growing, shrinking
+from saltmarsh.errors import LedgerError, PillarError
+from saltmarsh.model import State
+
+RUNNER = Path(__file__).resolve().parents[2] / "salt/_runners/elastic.py"
+
+
+@pytest.fixture
+def runner(controller, monkeypatch):
+    """The runner's module as Salt loads it, with the controller among neighbours."""
+    spec = importlib.util.spec_from_file_location("runner_elastic", RUNNER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.__opts__ = {"user": "root"}
+    module.__context__ = {}
+    monkeypatch.setattr(module.Controller, "open", lambda opts: controller)
+    return module
+
+
+def error(runner, function, *args, **kwargs):
+    """The line and the exit status of a call that must be refused; Salt is told the status, too."""
+    answer = getattr(runner, function)(*args, **kwargs)
+    assert set(answer) == {"error", "retcode"}
+    assert runner.__context__ == {"retcode": answer["retcode"]}
+    assert "\n" not in answer["error"]
+    return answer["error"], answer["retcode"]
+
+
+# Answers
+
+
+def test_grow_status_history_and_shrink(runner, controller):
+    assert set(runner.grow(2, pool="osg")["nodes"]) == {"osg1", "osg2"}
+    assert {name: node["state"] for name, node in runner.status().items()} == {"osg1": "ready", "osg2": "ready"}
+    assert set(runner.status("osg[1-4]")) == {"osg1", "osg2", "osg3", "osg4"}
+    assert runner.pools()["osg"]["ready"] == 2
+    assert runner.history("osg1")[-1]["to"] == "ready"
+    assert runner.shrink("osg[1-2]") == {"gone": ["osg1", "osg2"]}
+    assert runner.status() == {}
+    assert runner.__context__ == {}
+
+
+def test_names_say_their_pool(runner):
+    assert set(runner.grow("vn[003-004]")["nodes"]) == {"vn003", "vn004"}
+
+
+def test_numbers_may_come_as_text(runner, controller):
+    assert set(runner.grow("1", "osg")["nodes"]) == {"osg1"}
+
+
+def test_what_salt_adds_to_the_arguments_is_ignored(runner):
+    assert set(runner.grow(1, pool="osg", __pub_user="root", __pub_fun="runner.elastic.grow")["nodes"]) == {"osg1"}
+
+
+def test_the_history_says_who_shrank(runner, monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "alice")
+    runner.grow(1, pool="osg")
+    runner.shrink(1, pool="osg")
+    assert runner.history("osg1")[-2]["reason"] == "shrink by alice"
+
+
+def test_operations_of_dead_processes_are_ended_first(runner, controller):
+    operation, _ = controller.ledger.claim("grow", controller.site.pool("osg"), count=4)
+    controller.ledger.abandon(operation)
+    assert set(runner.grow(4, pool="osg")["nodes"]) == {"osg1", "osg2", "osg3", "osg4"}
+
+
+def test_progress_goes_to_standard_error_of_salt_run(runner, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/salt-run", "elastic.grow", "1"])
+    runner.grow(1, pool="osg")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[0].endswith(" s  osg1: claimed")
+
+
+# Bad input
+
+GROW = {
+    "zero": ((0,), {}, "expected a number of nodes above 0 or a hostlist such as vn[001-004], got 0"),
+    "negative": ((-1,), {}, "expected a number of nodes above 0 or"),
+    "a fraction": ((1.5,), {}, "expected a number of nodes above 0 or"),
+    "a bool": ((True,), {}, "expected a number of nodes above 0 or"),
+    "nothing": ((None,), {}, "expected a number of nodes above 0 or"),
+    "a list": (([1, 2],), {}, "expected a number of nodes above 0 or"),
+    "no hostlist": (("vn[001",), {}, "'vn[001' is not a hostlist such as vn[001-004]: "),
+    "a group": (("@all",), {}, "'@all' is not a hostlist such as vn[001-004]: '@' can't stand in it"),
+    "no count": ((), {}, "missing a required argument: 'what'; arguments are what, pool, "),
+    "too many arguments": ((1, 2, 3, 4, 5, 6, 7, 8), {}, "too many positional arguments; arguments are what, pool, "),
+    "an argument that does not exist": (
+        (1,),
+        {"pol": "osg"},
+        "got an unexpected keyword argument 'pol'; arg",
+    ),
+    "a pool that does not exist": ((1,), {"pool": "gpu"}, "pool 'gpu' does not exist; pools: osg, virtual"),
+    "a pool that is no text": ((1,), {"pool": 7}, "pool=7: expected text"),
+    "no pool": ((1,), {}, "which pool? name one with pool=; pools: osg, virtual"),
+    "nodes of another pool": (
+        ("osg1",),
+        {"pool": "virtual"},
+        "osg1 is not of pool virtual, whose",
+    ),
+    "nodes of two pools": (("osg1,vn001",), {}, "osg1,vn001 are of several pools (osg, virtual): one at a time"),
+    "min above the count": ((1,), {"pool": "osg", "min": 2}, "min=2: expected a number from 1 to 1"),
+    "min as text": ((1,), {"pool": "osg", "min": "one"}, "min=one: expected a number from 1 to 1"),
+    "a host that does not exist": ((1,), {"pool": "osg", "host": "hv9"}, "host 'hv9' does not exist; hosts: hv1, hv2"),
+    "a host that is no text": ((1,), {"pool": "osg", "host": 1}, "host=1: expected text"),
+    "timeout=0": ((1,), {"pool": "osg", "timeout": 0}, "timeout=0: expected a number of seconds above 0"),
+    "timeout as text": ((1,), {"pool": "osg", "timeout": "1h"}, "timeout='1h': expected a number of seconds above 0"),
+    "timeout=True": ((1,), {"pool": "osg", "timeout": True}, "timeout=True: expected a number of seconds above 0"),
+    "timeout=nan": ((1,), {"pool": "osg", "timeout": float("nan")}, "timeout=nan: expected a number of seconds"),
+    "map_out that is no text": ((1,), {"pool": "osg", "map_out": 1}, "map_out=1: expected text"),
+    "map_out that can't be written": (
+        (1,),
+        {"pool": "osg", "map_out": "/nowhere/x"},
+        "map_out=/nowhere/x: No such",
+    ),
+    "test=maybe": ((1,), {"pool": "osg", "test": "maybe"}, "test='maybe': expected True or False"),
+}
+
+
+@pytest.mark.parametrize(("args", "kwargs", "line"), GROW.values(), ids=GROW)
+def test_bad_input_of_grow_is_one_line_with_status_2(runner, controller, args, kwargs, line):
+    said, status = error(runner, "grow", *args, **kwargs)
+    assert said.startswith(line)
+    assert status == 2
+    assert states(controller) == controller.minions.provider.machines() == {}
+    assert controller.ledger.operations() == ()
+
+
+SHRINK = {
+    "zero": ((0,), {}, "expected a number of nodes above 0 or"),
+    "a pool that does not exist": ((1,), {"pool": "gpu"}, "pool 'gpu' does not exist; pools: osg, virtual"),
+    "no pool": ((1,), {}, "which pool? name one with pool=; pools: osg, virtual"),
+    "nodes of no pool": (
+        ("vn099",),
+        {},
+        "node 'vn099' belongs to no pool; pools: osg (osg[1-4]), virtual (",
+    ),
+    "nodes of two pools": (("osg1,vn001",), {}, "osg1,vn001 are of several pools (osg, virtual): one at a time"),
+    "nodes of another pool": (("vn001",), {"pool": "osg"}, "pool osg has no node vn001, its nodes are osg[1-4]"),
+    "what is not there": (("osg[2-3]",), {}, "pool osg: osg[2-3]: not there, nothing to shrink"),
+    "more than there are": ((2,), {"pool": "osg"}, "pool osg: 1 nodes can be shrunk, 2 asked for"),
+    "force=maybe": ((1,), {"pool": "osg", "force": "maybe"}, "force='maybe': expected True or False"),
+    "force=1": ((1,), {"pool": "osg", "force": 1}, "force=1: expected True or False"),
+    "timeout=-1": ((1,), {"pool": "osg", "timeout": -1}, "timeout=-1: expected a number of seconds above 0"),
+}
+
+
+@pytest.mark.parametrize(("args", "kwargs", "line"), SHRINK.values(), ids=SHRINK)
+def test_bad_input_of_shrink_is_one_line_with_status_2(runner, controller, slurm, args, kwargs, line):
+    runner.grow("osg1")
+    slurm.start_job(17, "osg1")
+    said, status = error(runner, "shrink", *args, **kwargs)
+    assert said.startswith(line)
+    assert status == 2
+    assert states(controller) == {"osg1": State.READY}
+    assert slurm.killed == []
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "line"),
+    [
+        ("status", ("vn[1",), "'vn[1' is not a hostlist such as vn[001-004]: "),
+        ("status", ("vn099",), "node 'vn099' belongs to no pool; pools: "),
+        ("status", (7,), "7 is not a hostlist such as vn[001-004]: "),
+        ("history", ("vn099",), "node 'vn099' belongs to no pool; pools: "),
+        ("history", ("vn[001-002]",), "'vn[001-002]': expected the name of one node"),
+        ("history", (), "missing a required argument: 'node'; arguments are node"),
+        ("pools", ("osg",), "too many positional arguments; arguments are none"),
+        ("nudge", ("*",), "'*' is not a hostlist such as vn[001-004]: '*' can't stand in it"),
+        ("nudge", (["vn001"],), "['vn001'] is not a hostlist such as vn[001-004]: "),
+    ],
+)
+def test_bad_input_of_the_others_is_one_line_with_status_2(runner, function, args, line):
+    said, status = error(runner, function, *args)
+    assert said.startswith(line)
+    assert status == 2
+
+
+# What goes wrong
+
+
+def test_too_few_free_names_are_one_line_with_status_1(runner, controller):
+    assert error(runner, "grow", 5, pool="osg") == ("pool osg: 4 of 4 names free, 5 asked for", 1)
+    assert_untouched(controller)
+
+
+def test_nodes_that_do_not_become_ready_are_one_line_with_status_1(runner, controller, provider):
+    provider.fail("create", "osg2", "hv1: storage pool nodes is full (0 KiB left), can't make osg2.qcow2")
+    said, status = error(runner, "grow", 2, pool="osg")
+    assert said.endswith(
+        ": osg2: hv1: storage pool nodes is full (0 KiB left), can't make osg2.qcow2; everything made was removed"
+    )
+    assert status == 1
+    assert states(controller) == {}
+
+
+def test_slurm_that_is_away_is_one_line_with_status_1(runner, slurm):
+    slurm.reachable = False
+    for function in ("grow", "shrink"):
+        runner.__context__.clear()
+        assert error(runner, function, 1, pool="osg")[1] in (1, 2)
+    assert runner.status() == {}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status"),
+    [
+        (PillarError("elastic:pools:osg:memory: expected a whole number of MiB above 0, got '8G'"), 2),
+        (LedgerError("ledger /var/lib/saltmarsh/ledger.db: disk I/O error; look at its disk"), 1),
+        (OSError(28, "No space left on device", "/var/lib/saltmarsh/dns/.x"), 1),
+    ],
+)
+@pytest.mark.parametrize("function", ["grow", "shrink", "status", "pools", "history"])
+def test_whatever_can_not_be_opened_is_one_line(runner, monkeypatch, function, trouble, status):
+    def fail(opts):
+        raise trouble
+
+    monkeypatch.setattr(runner.Controller, "open", fail)
+    args = {"grow": (1,), "shrink": (1,), "history": ("osg1",)}.get(function, ())
+    assert error(runner, function, *args) == (str(trouble), status)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize(("function", "module", "verb"), [("grow", growing, "grow"), ("shrink", shrinking, "shrink")])
+def test_an_interruption_is_one_line(runner, monkeypatch, function, module, verb, interruption):
+    def interrupt(*args, **kwargs):
+        raise interruption
+
+    monkeypatch.setattr(module, verb, interrupt)
+    assert error(runner, function, 1, pool="osg") == ("interrupted; what was under way is left to the engine", 1)
+
+
+# test=True
+
+
+def test_a_grow_that_is_only_tested_changes_nothing_and_says_what_it_would_do(runner, controller):
+    assert runner.grow(2, pool="osg", host="hv2", test=True) == {
+        "would grow": {
+            "nodes": {"osg1": "10.77.0.51", "osg2": "10.77.0.52"},
+            "map": {
+                "osg": [
+                    {name: {"address": address, "image": "node.qcow2", "cpus": 2, "memory": 2048, "host": "hv2"}}
+                    for name, address in (("osg1", "10.77.0.51"), ("osg2", "10.77.0.52"))
+                ]
+            },
+        }
+    }
+    assert_untouched(controller)
+
+
+def test_a_shrink_that_is_only_tested_changes_nothing_and_says_what_it_would_do(runner, controller, slurm):
+    runner.grow(3, pool="osg")
+    slurm.start_job(17, "osg1")
+    before = controller.ledger.nodes(), controller.ledger.operations(unfinished=False), slurm.nodes()
+    assert runner.shrink("osg[1-2]", force=True, test=True) == {
+        "would shrink": {"osg1": {"state": "ready", "jobs": [17]}, "osg2": {"state": "ready", "jobs": []}}
+    }
+    assert (controller.ledger.nodes(), controller.ledger.operations(unfinished=False), slurm.nodes()) == before
+
+
+@pytest.mark.parametrize("function", ["grow", "shrink"])
+def test_a_test_leaves_abandoned_operations_alone(runner, controller, function):
+    operation, _ = controller.ledger.claim("grow", controller.site.pool("osg"), count=1)
+    controller.ledger.abandon(operation)
+    getattr(runner, function)(1, pool="osg", test=True)
+    assert states(controller) == {"osg1": State.CLAIMED}
