@@ -33,6 +33,8 @@ nfs-ganesha:
     - opts: bind
     - mkmnt: True
     - persist: True
+    # Or the second time, the options of the disk would be written into fstab, too.
+    - bind_mount_copy_active_opts: False
     - require:
       - file: {{ directory }}
 
