@@ -31,6 +31,7 @@ class Cluster:
     def call(self, name, *argv, timeout=120):
         """What salt-call on a machine returns."""
         done = self.lab.exec(name, "salt-call", "--out=json", "--log-level=quiet", *argv, check=False, timeout=timeout)
+        assert done.stdout, done.stderr
         return json.loads(done.stdout)["local"]
 
     def digests(self, *names):
@@ -153,6 +154,8 @@ def test_a_state_in_test_mode_says_what_would_change_and_changes_nothing(site_pi
 
 def test_a_host_that_was_away_takes_the_configuration_when_its_states_are_applied(site_pillar):
     site_pillar.sh("systemctl stop slurmd", "hv2")
+    # Before that, an answer of its slurmd could still be under way, and make the node one that is there.
+    wait_until(lambda: "NOT_RESPONDING" in site_pillar.node("hv2"), 90)
     site_pillar.sh("scontrol update nodename=hv2 state=down reason=test")
     try:
         pushed = site_pillar.push(SlurmdTimeout=44)
