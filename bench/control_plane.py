@@ -1,7 +1,8 @@
 """
 The parts of the bench without machines: what the control plane itself costs, and how fast a pool is claimed.
 
-Everything is real (salt-cloud's map, minion keys, the ledger, DNS, grow and shrink) but the driver's work, the minions and Slurm.
+Everything is real (salt-cloud's map, minion keys, the ledger, DNS, grow and shrink), except for the driver's work, the
+minions and Slurm.
 """
 
 import multiprocessing
@@ -9,6 +10,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import neighbours
 
@@ -20,6 +22,17 @@ from saltmarsh.pools import Site
 POOL = 2000
 PROCESSES = 8
 ROUNDS = 3
+
+_SPAWN = multiprocessing.get_context("spawn")  # a process that inherits no memory
+
+
+class Round(NamedTuple):
+    """What growing all of a pool and shrinking it again took: seconds, and the process's memory afterwards, in MB."""
+
+    grow: float
+    shrink: float
+    memory: float
+    peak: float
 
 
 def pillar(size):
@@ -47,14 +60,20 @@ def pillar(size):
 
 def grow(size):
     """
-    Grow so many nodes and shrink them again, several times in one process.
+    Grow so many nodes and shrink them again, several times in one process of its own.
 
-    :returns: for each round the seconds of the grow and of the shrink, and the process's peak of memory in MB
-    :rtype: list[tuple[float, float, float]]
+    :returns: the memory in MB before anything is grown, and each round
+    :rtype: tuple[float, list[Round]]
     """
+    with _SPAWN.Pool(1) as process:
+        return process.apply(_grow_again_and_again, [size])
+
+
+def _grow_again_and_again(size):
     rounds = []
     with tempfile.TemporaryDirectory(prefix="saltmarsh-bench-") as directory:
         controller = neighbours.controller(pillar(size), Path(directory), deploy=True)
+        before = _memory()
         for _ in range(ROUNDS):
             started = time.monotonic()
             growing.grow(controller, size, say=lambda line: None)
@@ -62,13 +81,18 @@ def grow(size):
             shrinking.shrink(controller, size, say=lambda line: None)
             shrunk = time.monotonic()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            rounds.append((grown - started, shrunk - grown, peak))
-    return rounds
+            rounds.append(Round(grown - started, shrunk - grown, _memory(), peak))
+    return before, rounds
+
+
+def _memory():
+    """What this process has of the machine's memory now, in MB (proc_pid_statm(5))."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024**2
 
 
 def claim():
     """
-    Let several processes claim a pool name by name until nothing is left.
+    Let several processes claim a pool name by name, all from the same moment, until nothing is left.
 
     :returns: claims per second, and the longest seconds that one claim took
     :rtype: tuple[float, float]
@@ -76,25 +100,30 @@ def claim():
     with tempfile.TemporaryDirectory(prefix="saltmarsh-bench-") as directory:
         path = Path(directory, "ledger.db")
         Ledger(path).close()
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(PROCESSES) as pool:
-            answers = pool.map(_claim_all, [path] * PROCESSES)
-        seconds = max(end for _, _, end in answers) - min(begin for _, begin, _ in answers)
-    names = [name for waits, _, _ in answers for name, _ in waits]
+        start, answers = _SPAWN.Barrier(PROCESSES), _SPAWN.SimpleQueue()
+        processes = [_SPAWN.Process(target=_claim_all, args=(path, start, answers)) for _ in range(PROCESSES)]
+        for process in processes:
+            process.start()
+        shares = [answers.get() for _ in processes]
+        for process in processes:
+            process.join()
+    names = [name for _, _, waits in shares for name, _ in waits]
     if len(names) != POOL or len(set(names)) != POOL:
         raise AssertionError(f"{len(names)} claims of {len(set(names))} names from a pool of {POOL}")
-    return POOL / seconds, max(wait for waits, _, _ in answers for _, wait in waits)
+    seconds = max(end for _, end, _ in shares) - min(begin for begin, _, _ in shares)
+    return POOL / seconds, max(wait for _, _, waits in shares for _, wait in waits)
 
 
-def _claim_all(path):
+def _claim_all(path, start, answers):
     pool = Site.from_pillar(pillar(POOL)).pool("virtual")
     waits = []
-    begin = time.monotonic()
     with Ledger(path) as ledger:
-        while True:
-            asked = time.monotonic()
-            try:
+        start.wait()
+        begin = asked = time.monotonic()
+        try:
+            while True:
                 _, (node,) = ledger.claim("bench", pool, count=1)
-            except NotEnoughFree:
-                return waits, begin, time.monotonic()
-            waits.append((node.name, time.monotonic() - asked))
+                waits.append((node.name, time.monotonic() - asked))
+                asked = time.monotonic()
+        except NotEnoughFree:
+            answers.put((begin, time.monotonic(), waits))

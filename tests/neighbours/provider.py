@@ -43,7 +43,8 @@ class Provider:
                 for pool in site.pools.values()
             },
         }
-        for path in (self.machine_files, self.store / "faults", self.keys):
+        waiting, rejected = self.keys.with_name("minions_pre"), self.keys.with_name("minions_rejected")
+        for path in (self.machine_files, self.store / "faults", self.keys, waiting, rejected):
             path.mkdir(parents=True, exist_ok=True)
         for name, content in settings.items():
             path = directory / name
