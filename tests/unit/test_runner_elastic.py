@@ -1,16 +1,23 @@
 """salt-run elastic: an answer, or one line and an exit status; test=True changes nothing."""
 
+import functools
 import importlib.util
+import multiprocessing
+import os
+import signal
 import sys
 from pathlib import Path
 
+import neighbours
 import pytest
+import salt.scripts
 from views import assert_untouched, states
 
 from saltmarsh import growing, shrinking
 from saltmarsh.errors import LedgerError, PillarError
 from saltmarsh.model import State
 
+FORK = multiprocessing.get_context("fork")
 RUNNER = Path(__file__).resolve().parents[2] / "salt/_runners/elastic.py"
 
 
@@ -238,6 +245,31 @@ def test_an_interruption_is_one_line(runner, monkeypatch, function, module, verb
 
     monkeypatch.setattr(module, verb, interrupt)
     assert error(runner, function, 1, pool="osg") == ("interrupted; what was under way is left to the engine", 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_undoes_a_grow_and_is_one_line(runner, controller, minions, pillar, tmp_path, number):
+    """As salt-run takes signals, in a process of its own."""
+    minions.silent.add("osg1")
+    reader, writer = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_grow_for_ever, args=(runner, minions, pillar, tmp_path, writer))
+    process.start()
+    while states(controller) != {"osg1": State.BOOTING}:
+        assert process.is_alive()
+    os.kill(process.pid, number)
+    assert reader.recv() == {"error": "pool osg: interrupted; everything made was removed", "retcode": 1}
+    process.join()
+    assert states(controller) == controller.minions.provider.machines() == {}
+    assert controller.ledger.operations() == ()
+
+
+def _grow_for_ever(runner, minions, pillar, directory, answer):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, functools.partial(salt.scripts._handle_signals, None))
+    controller = neighbours.controller(pillar, directory)
+    controller.minions.silent.update(minions.silent)
+    runner.Controller.open = lambda opts: controller
+    answer.send(runner.grow("osg1"))
 
 
 # test=True
