@@ -32,6 +32,13 @@ class Lab:
             pytest.fail(f"on {name}: {argv}: exit status {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
         return done
 
+    def start(self, name, *argv):
+        """Start a command in a machine; returns its :class:`subprocess.Popen`, with pipes for stdout and stderr."""
+        command = [self.script, "exec", name, "--", *map(str, argv)]
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
 
 @pytest.fixture(scope="session")
 def lab(checkout):

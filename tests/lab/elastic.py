@@ -1,0 +1,119 @@
+"""The runner in the lab, and all that there is of a node anywhere."""
+
+import json
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from saltcloud import traces, wait_for
+
+LEDGER = "/var/lib/saltmarsh/ledger.db"
+SITE_PILLAR = "/srv/pillar-site/secret.sls"
+_RUNNER = ("salt-run", "--log-level=quiet", "--out=json")
+_QUERY = (
+    "import json, sqlite3, sys; ledger = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True);"
+    "print(json.dumps([ledger.execute(query).fetchall() for query in sys.argv[2:]]))"
+)
+_WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+_KEYS = ("minions", "minions_pre", "minions_denied", "minions_rejected")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a runner said: its exit status, its answer, and its lines of progress."""
+
+    code: int
+    answer: object
+    progress: str
+
+
+def elastic(lab, verb, *arguments, timeout=120):
+    """Run ``salt-run elastic.VERB``; its exit status is the caller's business."""
+    return said(begin(lab, verb, *arguments), timeout)
+
+
+def begin(lab, verb, *arguments):
+    """Begin to run ``salt-run elastic.VERB``; :func:`said` waits for its end."""
+    return lab.start("ctl", *_RUNNER, f"elastic.{verb}", *arguments)
+
+
+def said(process, timeout=120):
+    """What a runner that was begun has said in the end."""
+    try:
+        out, progress = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return Said(process.returncode, json.loads(out) if out.strip() else None, progress)
+
+
+def must(lab, verb, *arguments, timeout=900):
+    """The answer of a runner that does what it is asked for."""
+    done = elastic(lab, verb, *arguments, timeout=timeout)
+    assert done.code == 0, f"elastic.{verb} {' '.join(arguments)}: {done.answer}\n{done.progress}"
+    return done.answer
+
+
+def assert_refused(done, code, *words):
+    """The runner ended with this exit status and one line that has these words."""
+    assert done.code == code, done
+    assert done.answer["retcode"] == code
+    assert "\n" not in done.answer["error"]
+    assert "Traceback" not in done.answer["error"] + done.progress
+    for word in words:
+        assert word in done.answer["error"]
+
+
+def ask_ledger(lab, *queries):
+    """The rows of each query; for what no runner tells, such as process ids and fractions of seconds."""
+    return json.loads(lab.exec("ctl", "python3", "-c", _QUERY, LEDGER, *queries).stdout)
+
+
+def whole_ledger(lab):
+    """Everything that the ledger holds."""
+    return ask_ledger(lab, *(f"SELECT * FROM {table} ORDER BY 1" for table in ("nodes", "operations", "history")))
+
+
+def wait_state(lab, name, state, seconds):
+    """Until the ledger has a node in a state."""
+    query = f"SELECT state FROM nodes WHERE name = '{name}'"
+    wanted = [] if state == "free" else [[state]]
+    wait_for(lambda: ask_ledger(lab, query)[0] == wanted, seconds, f"{name} {state}")
+
+
+def signal_owner(lab, name, signal):
+    """Send a signal to the process that holds a node in the ledger."""
+    query = "SELECT pid FROM operations JOIN nodes ON nodes.operation = operations.id WHERE name = "
+    [[[pid]]] = ask_ledger(lab, f"{query}'{name}'")
+    lab.exec("ctl", "kill", f"-{signal}", pid)
+
+
+def remains(lab, name):
+    """All that a node has left: domains and files on the hosts, a key on the master, its name in DNS."""
+    keys = [f"/etc/salt/pki/master/{directory}/{name}" for directory in _KEYS]
+    there = lab.exec("ctl", "find", *keys, f"/var/lib/saltmarsh/dns/{name}", check=False).stdout.split()
+    return traces(lab, name) + there + lab.exec("ctl", "getent", "hosts", name, check=False).stdout.split()
+
+
+def slurm_node(lab, name):
+    """State and reason of a node in Slurm, and its address."""
+    [node] = json.loads(lab.exec("ctl", "scontrol", "show", "node", name, "--json").stdout)["nodes"]
+    return "+".join(sorted(node["state"])), node["reason"], node["address"]
+
+
+def salt_call(lab, machine, *arguments, timeout=120):
+    """What an execution function returns on a machine."""
+    done = lab.exec(machine, "salt-call", "--out=json", "--log-level=quiet", *arguments, timeout=timeout)
+    return json.loads(done.stdout)["local"]
+
+
+@contextmanager
+def site_pillar(lab, **more):
+    """Pillar with more keys on the top level, until the end of the block."""
+    before = lab.exec("ctl", "cat", SITE_PILLAR).stdout
+    lab.exec("ctl", "python3", "-c", _WRITE, SITE_PILLAR, json.dumps(json.loads(before) | more))
+    try:
+        yield
+    finally:
+        lab.exec("ctl", "python3", "-c", _WRITE, SITE_PILLAR, before)
