@@ -48,7 +48,7 @@ def down():
     if network.namespaces():
         with step("network"):
             network.down()
-    for directory in ("nodes", "images", "export", "machines"):
+    for directory in ("nodes", "states", "images", "export", "machines"):
         shutil.rmtree(STATE / directory, ignore_errors=True)
 
 
@@ -106,8 +106,8 @@ def _shared_directories(image):
     for directory in SHARED:
         (STATE / "export" / directory).mkdir(parents=True, exist_ok=True)
     (STATE / "export/shared").chmod(0o1777)
-    (STATE / "nodes").mkdir(exist_ok=True)
-    (STATE / "images").mkdir(exist_ok=True)
+    for directory in ("nodes", "states", "images"):
+        (STATE / directory).mkdir(exist_ok=True)
     for source in image.iterdir():
         target = STATE / "images" / source.name
         if target.exists() and not os.path.samefile(source, target):
@@ -121,4 +121,5 @@ def _binds(machine):
         return [f"--bind={STATE / 'export'}:/srv/export"]
     # The hosts are containers on a kernel without an NFS client: they see the exported directories themselves.
     shared = [f"--bind={STATE / 'export' / name}:{target}" for name, target in SHARED.items()]
-    return [*shared, f"--bind-ro={STATE / 'images'}:/srv/images", f"--bind={STATE / 'nodes'}:/srv/nodes"]
+    own = [f"--bind={STATE / name}:/srv/{name}" for name in ("nodes", "states")]
+    return [*shared, f"--bind-ro={STATE / 'images'}:/srv/images", *own]

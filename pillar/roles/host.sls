@@ -7,6 +7,7 @@ hypervisor:
   storage_pools:
     images: /srv/images
     nodes: /srv/nodes
+    states: /srv/states
   qemu_conf:                      # the lab's hosts are containers: no cgroup controllers, no own mount namespace for QEMU
     user: '"root"'
     group: '"root"'

@@ -15,7 +15,7 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import growing, recovery, reporting, shrinking
+from saltmarsh import growing, migrating, recovery, reporting, resuming, shrinking, suspending
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -23,6 +23,7 @@ from saltmarsh.pools import parse_count_or_nodes, parse_nodes
 log = logging.getLogger(__name__)
 
 NUDGE = "saltmarsh/nudge"
+_LONGEST = 200
 
 
 def _command(function):
@@ -136,9 +137,107 @@ def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=F
     if test:
         return {"would shrink": shrinking.plan(controller, what, pool)}
     recovery.recover_abandoned(controller)
-    reason = f"shrink by {os.environ.get('SUDO_USER') or __opts__.get('user', 'root')}"
-    gone = shrinking.shrink(controller, what, pool, force=force, timeout=timeout, reason=reason, say=_progress())
+    gone = shrinking.shrink(
+        controller, what, pool, force=force, timeout=timeout, reason=f"shrink by {_by()}", say=_progress()
+    )
     return {"gone": gone}
+
+
+@_command
+def suspend(nodes, reason="", urgent=False, test=False):
+    """
+    Write nodes' memory to disk, with their running jobs in it; the hosts' memory and CPUs are free then.
+
+    Nodes on which a parallel job of theirs runs as well are suspended with them. All of them or none: if one can't be,
+    all go on, and their jobs as well.
+
+    nodes
+        A hostlist.
+    reason
+        Why, for Slurm's users (``sinfo -R``) and the history.
+    urgent
+        Write before others that are not urgent; one machine at a time is written to each storage.
+    test
+        Only say what would be done.
+
+    Returns, for each node, its state file and its size (bytes), its jobs, and the seconds of each phase.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.suspend vn001 reason='hv1 gets a new disk'
+        salt-run elastic.suspend vn[001-004] test=True
+    """
+    nodes, reason = parse_nodes(nodes), _line("reason", reason)
+    urgent, test = _flag("urgent", urgent), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would suspend": suspending.plan(controller, nodes)}
+    recovery.recover_abandoned(controller)
+    return suspending.suspend(controller, nodes, by=_by(), why=reason, urgent=urgent, say=_progress())
+
+
+@_command
+def resume(nodes, host=None, test=False):
+    """
+    Bring suspended nodes back; their jobs go on where they stopped.
+
+    Nodes on which a parallel job of theirs runs as well come back with them. A node whose way back failed (clock,
+    munge, mounts, DNS) is drained and keeps its job; mend it, and resume it again.
+
+    nodes
+        A hostlist.
+    host
+        The hypervisor on which they shall be; by default the last one if it can take them, else one that can.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.resume vn001
+        salt-run elastic.resume vn[001-002] host=hv2
+    """
+    nodes, host, test = parse_nodes(nodes), _text("host", host), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would resume": resuming.plan(controller, nodes, host)}
+    recovery.recover_abandoned(controller)
+    return resuming.resume(controller, nodes, host, say=_progress())
+
+
+@_command
+def migrate(nodes, host, live=False, test=False):
+    """
+    Move nodes to another host, with the jobs that run on them.
+
+    By default they are suspended and resumed there. The hosts must share their storage (``shared_storage`` of the
+    provider).
+
+    nodes
+        A hostlist.
+    host
+        The hypervisor.
+    live
+        Let them run on while their memory is copied.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.migrate vn001 host=hv2
+        salt-run elastic.migrate vn[001-002] host=hv2 live=True
+    """
+    nodes, host, live, test = parse_nodes(nodes), _text("host", host), _flag("live", live), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would migrate": migrating.plan(controller, nodes, host, live)}
+    recovery.recover_abandoned(controller)
+    return migrating.migrate(controller, nodes, host, by=_by(), live=live, say=_progress())
 
 
 @_command
@@ -223,6 +322,18 @@ def _progress():
         print(f"{time.monotonic() - start:7.1f} s  {line}", file=sys.stderr, flush=True)
 
     return say
+
+
+def _by():
+    """Who asks, as far as salt-run can tell."""
+    return os.environ.get("SUDO_USER") or __opts__.get("user", "root")
+
+
+def _line(name, value):
+    """Text that Slurm and a log take as one line."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+        raise InvalidInput(f"{name}={value!r}: expected one line of at most {_LONGEST} characters")
+    return value
 
 
 def _seconds(name, value):

@@ -4,6 +4,22 @@
 {%- do mounts.update({export.mount: export.get('gate', 'ro' if export.access == 'RO' else 'rw')}) %}
 {%- endfor %}
 
+# What the controller asks for by the guest agent when it suspends and resumes the node.
+/usr/local/libexec/saltmarsh/job-processes:
+  file.managed:
+    - source: salt://gate/files/job-processes
+    - makedirs: True
+    - mode: '0755'
+
+/usr/local/libexec/saltmarsh/ready-again:
+  file.managed:
+    - source: salt://gate/files/ready-again.jinja
+    - template: jinja
+    - context:
+        mounts: {{ mounts | json }}
+    - makedirs: True
+    - mode: '0755'
+
 the ready gate:
   ready_gate.passed:
     - name: {{ grains.id }}

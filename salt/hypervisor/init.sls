@@ -44,6 +44,37 @@ the authority's certificate is known:
       - service: libvirtd
 {%- endfor %}
 
+# Machines that move while they run: QEMU's own connection, with a key that QEMU may read.
+/etc/pki/qemu/server-key.pem:
+  x509.private_key_managed:
+    - makedirs: True
+    - algo: ec
+    - keysize: 256
+    - mode: '0640'
+    - group: libvirt-qemu
+    - require:
+      - pkg: libvirt
+
+/etc/pki/qemu/server-cert.pem:
+  x509.certificate_managed:
+    - ca_server: {{ hypervisor.authority }}
+    - signing_policy: libvirt
+    - private_key: /etc/pki/qemu/server-key.pem
+    - CN: {{ grains.id }}
+    - subjectAltName: DNS:{{ grains.id }}
+    - days_remaining: 30
+    - require:
+      - x509: /etc/pki/qemu/server-key.pem
+{%- for link, target in {'client-key.pem': 'server-key.pem', 'client-cert.pem': 'server-cert.pem',
+                         'ca-cert.pem': '/etc/pki/CA/cacert.pem'}.items() %}
+
+/etc/pki/qemu/{{ link }}:
+  file.symlink:
+    - target: {{ target }}
+    - require:
+      - x509: /etc/pki/qemu/server-cert.pem
+{%- endfor %}
+
 /etc/libvirt/libvirtd.conf:
   file.managed:
     - contents: |

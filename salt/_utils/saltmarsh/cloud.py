@@ -14,7 +14,10 @@ import salt.utils.context
 from salt.exceptions import SaltException
 
 from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
+from saltmarsh.hypervisor import Hypervisors
+from saltmarsh.machine import ProviderConfig
 from saltmarsh.model import nodeset
+from saltmarsh.vmstate import VmStates
 
 # Measured: 16 threads are faster than salt-cloud's processes, which need 500 KB of memory for each machine.
 _WORKERS = 16
@@ -127,6 +130,21 @@ class Cloud:
 
         with _active(driver_destroy, provider), ThreadPoolExecutor(min(_WORKERS, len(hosts))) as pool:
             return dict(zip(hosts, pool.map(destroy, hosts), strict=True))
+
+    def vmstates(self, profile):
+        """
+        What suspends a profile's machines and brings them back.
+
+        :param str profile: the profile by which they were made
+        :rtype: saltmarsh.vmstate.VmStates
+        :raises InvalidInput: salt-cloud has no such profile, or its provider's driver can't suspend machines
+        """
+        alias, _, driver = self._provider(profile).partition(":")
+        if driver != "libvirt":
+            raise InvalidInput(f"provider {alias} has the driver {driver}, which can't suspend machines")
+        config = ProviderConfig.read(self._client.opts["providers"][alias][driver], f"provider {alias}")
+        locks = self._client.opts["cachedir"]
+        return VmStates(Hypervisors(config, locks), locks)
 
     def accepted_keys(self):
         """

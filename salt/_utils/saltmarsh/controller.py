@@ -7,7 +7,7 @@ from types import ModuleType
 
 import salt.pillar
 
-from saltmarsh import slurm
+from saltmarsh import munge, slurm
 from saltmarsh.cloud import Cloud
 from saltmarsh.dns import HostsDirectory
 from saltmarsh.errors import PillarError
@@ -26,6 +26,17 @@ class Controller:
     minions: Minions
     dns: HostsDirectory
     slurm: ModuleType
+    munge: ModuleType
+
+    def vmstates_of(self, name):
+        """
+        What suspends a node and brings it back.
+
+        :param str name: the node
+        :rtype: saltmarsh.vmstate.VmStates
+        :raises InvalidInput: it belongs to no pool, or its provider can't suspend machines
+        """
+        return self.cloud.vmstates(self.site.pool_of(name).profile)
 
     @classmethod
     def open(cls, opts):
@@ -47,6 +58,7 @@ class Controller:
             minions=Minions(opts),
             dns=HostsDirectory(state / "dns", site.network.domain),
             slurm=slurm,
+            munge=munge,
         )
 
 

@@ -8,10 +8,15 @@ import os.path
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
+from saltmarsh.machine import Suspension
+
 # The mark: an element of our own in <metadata>. A domain without it, or with another cluster in it, is not ours.
 MARK = "urn:saltmarsh:machine:1"
-_MARK_PREFIX = "saltmarsh"
-ElementTree.register_namespace(_MARK_PREFIX, MARK)
+# Why a machine is suspended: a second one, which comes and goes.
+SUSPENSION = "urn:saltmarsh:suspension:1"
+SUSPENSION_PREFIX = "saltmarsh-suspension"
+ElementTree.register_namespace("saltmarsh", MARK)
+ElementTree.register_namespace(SUSPENSION_PREFIX, SUSPENSION)
 
 # systemd looks for credentials under this fw_cfg name (systemd(1), "Credentials"; QEMU allows 55 characters).
 _CREDENTIAL = "opt/io.systemd.credentials/"
@@ -145,9 +150,59 @@ def read_mark(metadata):
     return dict(ElementTree.fromstring(metadata).attrib)
 
 
+def suspension_xml(suspension):
+    """The element that says why a machine is suspended."""
+    said = {"at": repr(suspension.at), "by": suspension.by, "why": suspension.why, "drained": suspension.drained}
+    element = ElementTree.Element("suspension", said | ({"ran": "yes"} if suspension.ran else {}))
+    for job in suspension.jobs:
+        ElementTree.SubElement(element, "job").text = job
+    return _text(element)
+
+
+def read_suspension(element):
+    """
+    Why a machine is suspended.
+
+    :param str element: as libvirt returns it
+    :rtype: saltmarsh.machine.Suspension
+    """
+    return _suspension(ElementTree.fromstring(element))
+
+
+def read_saved(description):
+    """
+    What the description of a domain in a state file says.
+
+    :param str description: the domain's XML
+    :returns: its name, UUID, MiB, CPUs, mark, or None if it is nobody's, and why it was suspended, or None
+    """
+    domain = ElementTree.fromstring(description)
+    mark = domain.find(f"metadata/{{{MARK}}}machine")
+    suspension = domain.find(f"metadata/{{{SUSPENSION}}}suspension")
+    return (
+        domain.findtext("name"),
+        domain.findtext("uuid"),
+        int(domain.findtext("memory")) // 1024,
+        int(domain.findtext("vcpu")),
+        None if mark is None else dict(mark.attrib),
+        None if suspension is None else _suspension(suspension),
+    )
+
+
+def _suspension(element):
+    said = element.attrib
+    jobs = tuple(job.text for job in element)
+    return Suspension(float(said["at"]), said["by"], said["why"], jobs, said["drained"], "ran" in said)
+
+
 def pool_directory(pool_xml):
     """The directory of a storage pool on its host."""
     return ElementTree.fromstring(pool_xml).findtext("target/path")
+
+
+def volume_times(volume_description):
+    """When a volume was last written, in seconds since the epoch."""
+    return float(ElementTree.fromstring(volume_description).findtext("target/timestamps/mtime") or 0)
 
 
 def volume_format(volume_description):

@@ -16,14 +16,14 @@ from pathlib import Path
 import libvirt
 
 from saltmarsh import domain as xml
+from saltmarsh import statefiles
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.libvirt_link import asking, link, or_none
 from saltmarsh.machine import Host, Image, Machine, PowerState
+from saltmarsh.storage import delete_volumes, find_volume, make_volumes, pool_directory, refresh, volumes_of
 
 log = logging.getLogger(__name__)
 
-_POOL_BUSY = 60  # seconds
-_FULL = 1024**2  # bytes: less than an empty overlay and a machine's other volumes take together
 _MIB = 1024  # KiB, libvirt's unit of memory
 _GIB = 1024**3  # bytes
 
@@ -59,7 +59,7 @@ class Hypervisors:
 
         :returns: a list, in the order of the configuration; empty if none answers
         """
-        connections, silent = self._connect_to_reachable()
+        connections, silent = self.connect_to_reachable()
         for err in silent:
             log.warning("%s", err)
         return list(connections)
@@ -72,7 +72,7 @@ class Hypervisors:
         :returns: a list of :class:`saltmarsh.machine.Host`
         :raises Unreachable: one of them doesn't answer
         """
-        return [asked.result() for asked in self._survey(self._connect(hosts))]
+        return [asked.result() for asked in self._survey(self.connect(hosts))]
 
     def machines(self, hosts=None):
         """
@@ -83,11 +83,38 @@ class Hypervisors:
         :raises Unreachable: one of them doesn't answer
         """
         found = []
-        for host, connection in self._connect(hosts).items():
+        for host, connection in self.connect(hosts).items():
             with asking(host, connection, "can't list domains"):
-                each = (self._machine(host, domain) for domain in connection.listAllDomains())
+                each = (self.describe(host, domain) for domain in connection.listAllDomains())
                 found += [machine for machine in each if machine]
+        if self.config.state_dir:
+            there = {machine.name for machine in found}
+            saved = {state.name: state.machine for state in self.state_files(hosts=hosts) if state.machine}
+            found += [machine for name, machine in saved.items() if name not in there]
         return sorted(found, key=lambda machine: machine.name)
+
+    def state_files(self, names=None, hosts=None):
+        """
+        The state files of this cluster's machines, the latest of each machine first.
+
+        :param names: only of these machines
+        :param list hosts: names of the hosts to ask; all if not given. Of those that share their storage, one answers
+        :rtype: list[saltmarsh.machine.StateFile]
+        :raises Unreachable: a host doesn't answer; with shared storage, none does
+        :raises ProviderError: a host has no storage pool for them
+        """
+        if self.config.shared_storage:
+            connections, silent = self.connect_to_reachable(hosts)
+            if not connections:
+                raise Unreachable("; ".join(map(str, silent)))
+            connections = dict([next(iter(connections.items()))])
+        else:
+            connections = self.connect(hosts)
+        return [
+            state
+            for host, connection in connections.items()
+            for state in statefiles.listing(host, connection, self.config, names)
+        ]
 
     def images(self, hosts=None):
         """
@@ -99,10 +126,10 @@ class Hypervisors:
         :raises ProviderError: a host has no such storage pool
         """
         found = {}
-        for host, connection in self._connect(hosts).items():
+        for host, connection in self.connect(hosts).items():
             with asking(host, connection, f"can't list storage pool {self.config.image_pool}"):
                 pool = connection.storagePoolLookupByName(self.config.image_pool)
-                _refresh(pool)
+                refresh(pool)
                 for volume in pool.listAllVolumes():
                     format_ = xml.volume_format(volume.XMLDesc())
                     found.setdefault((volume.name(), format_, volume.info()[1]), []).append(host)
@@ -118,7 +145,7 @@ class Hypervisors:
         :raises NotFound: no host has it
         :raises Unreachable: no host that answers has it, and not all answer
         """
-        host, connection, domain = self._find(name)
+        host, connection, domain = self.find(name)
         return self._described(host, connection, domain, name)
 
     def place(self, spec):
@@ -147,12 +174,12 @@ class Hypervisors:
         :raises NoCapacity, Unreachable, InvalidInput: as :meth:`place`
         """
         candidates = self._candidates(spec)
-        with self._placing():
+        with self.placing():
             self._refuse_existing(spec.name)
             host = self._place(spec, candidates).name
             connection = candidates[host]
             image_directory, disk_directory = (
-                _pool_directory(host, connection, pool) for pool in (self.config.image_pool, self.config.disk_pool)
+                pool_directory(host, connection, pool) for pool in (self.config.image_pool, self.config.disk_pool)
             )
             self._refuse_strays(host, connection, spec.name)
             with asking(host, connection, f"can't define {spec.name}"):
@@ -160,7 +187,7 @@ class Hypervisors:
                     xml.domain_xml(spec, self.config.cluster, identity, image_directory, disk_directory)
                 )
         try:
-            self._make_volumes(host, connection, spec, identity)
+            make_volumes(host, connection, self.config, spec, identity)
             with asking(host, connection, f"can't start {spec.name}"):
                 domain.create()
             return self._described(host, connection, domain, spec.name)
@@ -185,7 +212,7 @@ class Hypervisors:
         silent = []
         for each in [host] if host else self.config.hosts:
             try:
-                [connection] = self._connect([each]).values()
+                [connection] = self.connect([each]).values()
                 self._remove(each, connection, name)
             except Unreachable as err:
                 silent.append(err)
@@ -199,7 +226,7 @@ class Hypervisors:
         :raises NotFound, Unreachable: as :meth:`show`
         :raises ProviderError: the host refused, for example because it runs
         """
-        host, connection, domain = self._find(name)
+        host, connection, domain = self.find(name)
         with asking(host, connection, f"can't start {name}"):
             domain.create()
 
@@ -211,7 +238,7 @@ class Hypervisors:
         :raises NotFound, Unreachable: as :meth:`show`
         :raises ProviderError: it still runs after ``timeout``
         """
-        host, connection, domain = self._find(name)
+        host, connection, domain = self.find(name)
         with asking(host, connection, f"can't stop {name}"):
             domain.shutdown()
         deadline = time.monotonic() + timeout
@@ -229,7 +256,7 @@ class Hypervisors:
         :raises NotFound, Unreachable: as :meth:`show`
         :raises ProviderError: the host refused, for example because it doesn't run
         """
-        host, connection, domain = self._find(name)
+        host, connection, domain = self.find(name)
         with asking(host, connection, f"can't reboot {name}"):
             domain.reboot()
 
@@ -240,30 +267,32 @@ class Hypervisors:
                 raise InvalidInput(f"{host} is not a host of this provider: {', '.join(self.config.hosts)}")
             link(self.config.hosts[host].uri).begin()
 
-    def _connect(self, hosts=None):
+    def connect(self, hosts=None):
         """Connections by host name, all or an error."""
         hosts = list(self.config.hosts) if hosts is None else hosts
         self._begin(hosts)
         return {host: link(self.config.hosts[host].uri).wait(host) for host in hosts}
 
-    def _connect_to_reachable(self):
+    def connect_to_reachable(self, hosts=None):
         """Connections by host name, and why there is none to the other hosts."""
-        self._begin(self.config.hosts)
+        hosts = list(self.config.hosts) if hosts is None else hosts
+        self._begin(hosts)
         connections, silent = {}, []
-        for host in self.config.hosts:
+        for host in hosts:
             try:
-                connections |= self._connect([host])
+                connections |= self.connect([host])
             except Unreachable as err:
                 silent.append(err)
         return connections, silent
 
-    def _host(self, name, connection):
+    def host_now(self, name, connection):
+        """A host, and what memory it has left now."""
         with asking(name, connection, "can't take stock of memory"):
             _, memory, cpus, *_ = connection.getInfo()
             used = sum(info[1] for info in map(_info, connection.listAllDomains()) if info) // _MIB
         return Host(name, memory, memory - self.config.reserved_memory - used, cpus)
 
-    def _machine(self, host, domain):
+    def describe(self, host, domain):
         """The machine that a domain is, or None if it isn't this cluster's."""
         mark = _mark(domain)
         info = _info(domain)
@@ -284,17 +313,24 @@ class Hypervisors:
 
     def _described(self, host, connection, domain, name):
         with asking(host, connection, f"can't look at {name}"):
-            machine = self._machine(host, domain)
+            machine = self.describe(host, domain)
         if machine is None:
             raise NotFound(f"{host}: {name} has been removed meanwhile")
         return machine
 
-    def _find(self, name):
+    def find(self, name, hosts=None):
+        """
+        Where a machine's domain is.
+
+        :param list hosts: names of the hosts to look at; all if not given
+        :returns: the host, the connection to it, and the domain
+        :raises NotFound, Unreachable: as :meth:`show`
+        """
         silent = []
-        for host in self.config.hosts:
+        for host in self.config.hosts if hosts is None else hosts:
             try:
-                [connection] = self._connect([host]).values()
-                domain = self._lookup(host, connection, name)
+                [connection] = self.connect([host]).values()
+                domain = self.lookup(host, connection, name)
             except Unreachable as err:
                 silent.append(err)
                 continue
@@ -302,13 +338,16 @@ class Hypervisors:
                 return host, connection, domain
         if silent:
             raise Unreachable(f"{name} was not found, but: " + "; ".join(str(err) for err in silent))
-        raise NotFound(f"no machine {name} of cluster {self.config.cluster} on {', '.join(self.config.hosts)}")
+        if self.config.state_dir and (saved := self.state_files([name], hosts)):
+            raise NotFound(f"machine {name} is suspended, its memory is in {saved[0].path}")
+        there = ", ".join(self.config.hosts if hosts is None else hosts)
+        raise NotFound(f"no machine {name} of cluster {self.config.cluster} on {there}")
 
-    def _lookup(self, host, connection, name):
+    def lookup(self, host, connection, name):
         """This cluster's domain of that name on a host, or None."""
         with asking(host, connection, f"can't look for {name}"):
             domain = or_none(lambda: connection.lookupByName(name), libvirt.VIR_ERR_NO_DOMAIN)
-            return domain if domain and self._machine(host, domain) else None
+            return domain if domain and self.describe(host, domain) else None
 
     def _candidates(self, spec):
         """Connections to the hosts on which a machine could be made, memory aside."""
@@ -317,7 +356,7 @@ class Hypervisors:
         fit, unfit = {}, []
         for host in hosts:
             try:
-                [connection] = self._connect([host]).values()
+                [connection] = self.connect([host]).values()
                 self._see_files(host, connection, spec)
             except (Unreachable, ProviderError) as err:
                 unfit.append(err)
@@ -334,13 +373,13 @@ class Hypervisors:
         with asking(host, connection, f"can't look into storage pool {self.config.image_pool}"):
             pool = connection.storagePoolLookupByName(self.config.image_pool)
             for name in filter(None, (spec.image, spec.kernel, spec.initrd)):
-                if _volume(pool, name) is None:
+                if find_volume(pool, name) is None:
                     raise ProviderError(f"{host}: {name} is not in storage pool {self.config.image_pool}")
 
     def _survey(self, connections):
         """Ask all hosts at once: each one answers no sooner than the domains that start on it just now have started."""
         with ThreadPoolExecutor(len(connections)) as pool:
-            return [pool.submit(self._host, name, connection) for name, connection in connections.items()]
+            return [pool.submit(self.host_now, name, connection) for name, connection in connections.items()]
 
     def _place(self, spec, connections):
         hosts, unasked = [], []
@@ -359,7 +398,7 @@ class Hypervisors:
         return max(fitting, key=lambda host: host.memory_free)
 
     def _refuse_existing(self, name):
-        connections, _ = self._connect_to_reachable()
+        connections, _ = self.connect_to_reachable()
         for host, connection in connections.items():
             with asking(host, connection, f"can't look for {name}"):
                 if or_none(lambda: connection.lookupByName(name), libvirt.VIR_ERR_NO_DOMAIN):  # noqa: B023
@@ -369,7 +408,7 @@ class Hypervisors:
         """Volumes without a domain may belong to a machine on a host that is down; ours would be removed with them."""
         with asking(host, connection, f"can't look into storage pool {self.config.disk_pool}"):
             pool = connection.storagePoolLookupByName(self.config.disk_pool)
-            strays = _volumes_of(pool, name)
+            strays = volumes_of(pool, name)
         if strays:
             names = ", ".join(volume.name() for volume in strays)
             raise ProviderError(
@@ -378,7 +417,7 @@ class Hypervisors:
             )
 
     @contextlib.contextmanager
-    def _placing(self):
+    def placing(self):
         """From choosing a host until its memory is spoken for, one at a time: threads and processes alike."""
         try:
             self._lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -392,65 +431,32 @@ class Hypervisors:
             finally:
                 fcntl.flock(lock, fcntl.LOCK_UN)  # closing isn't enough if the process has forked meanwhile
 
-    def _make_volumes(self, host, connection, spec, identity):
-        with asking(host, connection, f"can't look up {spec.image}"):
-            image = _volume(connection.storagePoolLookupByName(self.config.image_pool), spec.image)
-            if image is None:
-                raise ProviderError(f"{host}: {spec.image} is no longer in storage pool {self.config.image_pool}")
-            capacity = image.info()[1]
-            backing = image.path(), xml.volume_format(image.XMLDesc())
-        if spec.disk:
-            if spec.disk * _GIB < capacity:
-                raise InvalidInput(
-                    f"{spec.name}: disk: {spec.disk} GiB is less than the {capacity / _GIB:.1f} GiB of {spec.image}"
-                )
-            capacity = spec.disk * _GIB
-        overlay = xml.disk_volume(spec.name)
-        with self._writing(host, connection, overlay):
-            pool = connection.storagePoolLookupByName(self.config.disk_pool)
-            pool.createXML(xml.overlay_xml(overlay, capacity, *backing))
-        for volume in xml.volumes(spec.name, identity):
-            with self._writing(host, connection, volume.name):
-                made = pool.createXML(xml.volume_xml(volume))
-                if volume.content:
-                    _upload(connection, made, volume.content)
-
-    @contextlib.contextmanager
-    def _writing(self, host, connection, name):
-        """Says so if there was no space for a volume: QEMU's tools and libvirt's streams each say it their own way."""
-        try:
-            with asking(host, connection, f"can't make {name} in storage pool {self.config.disk_pool}"):
-                yield
-        except ProviderError as err:
-            with asking(host, connection, "can't see how much space is left"):
-                pool = connection.storagePoolLookupByName(self.config.disk_pool)
-                _refresh(pool)
-                left = pool.info()[3]
-            if left < _FULL:
-                raise NoCapacity(
-                    f"{host}: storage pool {self.config.disk_pool} is full ({left // 1024} KiB left), can't make {name}"
-                ) from err
-            raise
-
     def _remove(self, host, connection, name):
-        domain = self._lookup(host, connection, name)
-        if domain is None:
+        domain = self.lookup(host, connection, name)
+        saved = statefiles.listing(host, connection, self.config, [name]) if self.config.state_dir else []
+        if domain is None and not any(state.machine for state in saved):
             return
         with asking(host, connection, f"can't remove {name}"):
-            if domain.isActive():
+            if domain and domain.isActive():
                 or_none(domain.destroy, libvirt.VIR_ERR_OPERATION_INVALID)  # it has stopped meanwhile
-            pool = connection.storagePoolLookupByName(self.config.disk_pool)
-            for volume in _volumes_of(pool, name):
-                or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
-            if left := _volumes_of(pool, name):
-                names = ", ".join(volume.name() for volume in left)
-                raise ProviderError(f"{host}: storage pool {self.config.disk_pool} still has {names}")
-            flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-            if xml.has_nvram(domain.XMLDesc()):
-                flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-            or_none(lambda: domain.undefineFlags(flags), libvirt.VIR_ERR_NO_DOMAIN)
-        if self._lookup(host, connection, name):
-            raise ProviderError(f"{host} still has a domain {name} after it was undefined")
+            delete_volumes(host, connection.storagePoolLookupByName(self.config.disk_pool), name)
+        if saved:
+            statefiles.delete(host, connection, self.config, [state.path for state in reversed(saved)])
+        if domain:
+            with asking(host, connection, f"can't remove {name}"):
+                undefine(domain)
+            if self.lookup(host, connection, name):
+                raise ProviderError(f"{host} still has a domain {name} after it was undefined")
+
+
+def undefine(domain):
+    """Undefine a domain, and delete what its host keeps of it."""
+    flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    if (description := or_none(domain.XMLDesc, libvirt.VIR_ERR_NO_DOMAIN)) is None:
+        return
+    if xml.has_nvram(description):
+        flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    or_none(lambda: domain.undefineFlags(flags), libvirt.VIR_ERR_NO_DOMAIN)
 
 
 def _info(domain):
@@ -465,53 +471,3 @@ def _mark(domain):
         if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
             raise
         return None
-
-
-def _pool_directory(host, connection, name):
-    with asking(host, connection, f"can't use storage pool {name}"):
-        return xml.pool_directory(connection.storagePoolLookupByName(name).XMLDesc())
-
-
-def _volume(pool, name):
-    """A volume by its name, or None; looks again if it may have come since the pool was last listed."""
-    for refresh in (False, True):
-        if refresh:
-            _refresh(pool)
-        volume = or_none(lambda: pool.storageVolLookupByName(name), libvirt.VIR_ERR_NO_STORAGE_VOL)
-        if volume:
-            return volume
-    return None
-
-
-def _volumes_of(pool, name):
-    """All volumes of a machine that are there now; also what QEMU or virtlogd have made of their own."""
-    _refresh(pool)
-    return [volume for volume in pool.listAllVolumes() if volume.name().startswith(f"{name}.")]
-
-
-def _refresh(pool):
-    """List a pool's directory anew. A pool in which volumes are being made refuses, so wait for its turn."""
-    deadline = time.monotonic() + _POOL_BUSY
-    while True:
-        try:
-            pool.refresh()
-            return
-        except libvirt.libvirtError as err:
-            # "pool has asynchronous jobs running" has no code of its own.
-            if err.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def _upload(connection, volume, content):
-    stream = connection.newStream()
-    try:
-        volume.upload(stream, 0, len(content))
-        view = memoryview(content)
-        while view:
-            view = view[stream.send(bytes(view[: 1 << 18])) :]
-        stream.finish()
-    except libvirt.libvirtError:
-        with contextlib.suppress(libvirt.libvirtError):  # the first error is the one that tells
-            stream.abort()
-        raise

@@ -171,7 +171,7 @@ class Ledger:
         Begin an operation on nodes that are not free: check that all are as expected and nobody's, and move them.
 
         :param str verb: what is being done, for example ``shrink``
-        :param str pool: the pool's name
+        :param str pool: the pool's name; None where they may be of several
         :param names: the nodes, an iterable of names such as a NodeSet
         :param expect: the states in which they may be now
         :param State to: the state to which all of them go
@@ -185,14 +185,15 @@ class Ledger:
             raise InvalidInput(f"{verb}: no nodes named")
         with self._transaction() as database:
             rows = _rows(database, names)
-            if foreign := {name for name, row in rows.items() if row["pool"] != pool}:
+            pools = sorted({row["pool"] for row in rows.values()})
+            if pool is not None and (foreign := {name for name, row in rows.items() if row["pool"] != pool}):
                 raise InvalidInput(f"{nodeset(foreign)} is not of pool {pool}")
             if wrong := {name for name, row in rows.items() if row["state"] not in expect}:
                 raise Conflict(f"expected {' or '.join(sorted(expect))}: {_states(wrong, rows)}")
             if held := {name: row["operation"] for name, row in rows.items() if row["operation"] is not None}:
                 holders = ", ".join(_describe(_operation(database, number)) for number in sorted(set(held.values())))
                 raise Conflict(f"{_states(held, rows)}: held by {holders}")
-            operation = _insert_operation(database, verb, pool, names)
+            operation = _insert_operation(database, verb, ",".join(pools), names)
             _shift(database, operation, rows, to, host=KEEP, reason=reason)
             nodes = tuple(map(_node, _rows(database, names).values()))
         return operation, nodes

@@ -48,7 +48,7 @@ def asking(host, connection, failure):
             yield
     except libvirt.libvirtError as err:
         kind = ProviderError if connection.isAlive() else Unreachable
-        raise kind(f"{host}: {failure}: {_one_line(err)}") from err
+        raise kind(f"{host}: {failure}: {one_line(err)}") from err
 
 
 def or_none(ask, code):
@@ -61,7 +61,7 @@ def or_none(ask, code):
         return None
 
 
-def _one_line(err):
+def one_line(err):
     return " ".join((err.get_error_message() or "unknown error").split())
 
 
@@ -97,7 +97,7 @@ class Link:
         except TimeoutError as err:
             raise Unreachable(f"{host} can't be reached: {self._uri} is silent for {CONNECT_TIMEOUT} s") from err
         except libvirt.libvirtError as err:
-            raise Unreachable(f"{host} can't be reached: {self._uri}: {_one_line(err)}") from err
+            raise Unreachable(f"{host} can't be reached: {self._uri}: {one_line(err)}") from err
 
     def _is_over(self):
         """Whether the last attempt is no longer good."""

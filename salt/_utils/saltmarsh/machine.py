@@ -121,7 +121,12 @@ class ProviderConfig(_Checked):
 
     ``cluster`` marks every machine that is made; others are never touched. ``image_pool`` and ``disk_pool`` are storage
     pools (directories) that each host has: one holds the images, one the machines' own volumes. ``reserved_memory`` is
-    what each host keeps for itself.
+    what each host keeps for itself, in MiB.
+
+    ``state_dir`` is the directory on the hosts to which the memory of suspended machines is written; a storage pool
+    must be there. ``state_format`` is the format of such a file, ``bypass_cache`` keeps it out of the host's page cache
+    (the directory's file system must know O_DIRECT). With ``shared_storage`` all three directories are the same ones on
+    every host: a machine can then come back on another.
     """
 
     cluster: Name
@@ -129,6 +134,10 @@ class ProviderConfig(_Checked):
     image_pool: str
     disk_pool: str
     reserved_memory: int = Field(default=1024, ge=0)
+    state_dir: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./+-]+$")] | None = None
+    state_format: Literal["raw", "zstd", "gzip"] = "zstd"
+    bypass_cache: bool = True
+    shared_storage: bool = False
 
 
 class PowerState(StrEnum):
@@ -139,6 +148,7 @@ class PowerState(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     CRASHED = "crashed"
+    SUSPENDED = "suspended"
     UNKNOWN = "unknown"
 
 
@@ -165,6 +175,33 @@ class Machine:
     address: str
     image: str
     uuid: str
+
+
+@dataclass(frozen=True)
+class Suspension:
+    """What a machine was doing when it was suspended, and who wanted it; kept with the machine and with its memory."""
+
+    at: float  # seconds since the epoch
+    by: str
+    why: str
+    jobs: tuple[str, ...] = ()  # Slurm's handles of the jobs that were stopped for it
+    drained: str = ""  # why Slurm had the node drained before
+    ran: bool = False  # the machine has run since, so that its disk is no longer what its state file knows
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The memory of a suspended machine, on disk."""
+
+    name: str  # of the machine
+    number: int  # of the file: later ones have higher numbers
+    path: str  # on its host
+    host: str  # one that sees it
+    size: int  # bytes on disk
+    written: float  # seconds since the epoch, by the host's clock
+    machine: Machine | None  # as it was; None while the file is incomplete, or if it is damaged
+    suspension: Suspension | None
+    trouble: str = ""  # why the machine can't be restored from it
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,16 @@ TRANSITIONS = {
     # To free at once: nothing has been made of it yet, and what bears its name at the provider is somebody else's.
     State.CLAIMED: {State.CREATING, State.FREE, State.DESTROYING, State.FAILED},
     State.CREATING: {State.BOOTING, State.DESTROYING, State.FAILED},
-    # To itself: how far it has come, with a reason that says so.
+    # To itself, here and below: how far it has come, with a reason that says so.
     State.BOOTING: {State.BOOTING, State.READY, State.DESTROYING, State.FAILED},
-    State.READY: {State.DRAINING, State.SUSPENDING, State.DESTROYING, State.FAILED},
-    State.DRAINING: {State.READY, State.DESTROYING, State.FAILED},
-    State.SUSPENDING: {State.SUSPENDED, State.READY, State.FAILED},
-    State.SUSPENDED: {State.RESUMING, State.DESTROYING, State.FAILED},
-    State.RESUMING: {State.READY, State.SUSPENDED, State.FAILED},
+    # To itself: on another host.
+    State.READY: {State.READY, State.DRAINING, State.SUSPENDING, State.DESTROYING, State.FAILED},
+    State.DRAINING: {State.READY, State.SUSPENDED, State.DESTROYING, State.FAILED},
+    State.SUSPENDING: {State.SUSPENDING, State.SUSPENDED, State.READY, State.FAILED},
+    State.SUSPENDED: {State.RESUMING, State.DRAINING, State.DESTROYING, State.FAILED},
+    State.RESUMING: {State.RESUMING, State.READY, State.SUSPENDED, State.FAILED},
     State.DESTROYING: {State.FREE, State.FAILED},
-    State.FAILED: {State.DRAINING, State.DESTROYING, State.READY},
+    State.FAILED: {State.DRAINING, State.DESTROYING, State.READY, State.RESUMING},
 }
 
 

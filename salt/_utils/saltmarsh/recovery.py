@@ -2,12 +2,18 @@
 
 import logging
 
-from saltmarsh import growing, shrinking
+from saltmarsh import growing, migrating, resuming, shrinking, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
 
-_RECOVER = {"grow": growing.recover, "shrink": shrinking.recover}
+_RECOVER = {
+    "grow": growing.recover,
+    "shrink": shrinking.recover,
+    "suspend": suspending.recover,
+    "resume": resuming.recover,
+    "migrate": migrating.recover,
+}
 
 
 def recover_abandoned(controller):

@@ -1,0 +1,165 @@
+"""
+migrate: nodes to another host with their running jobs, over the disk that both see, or live.
+"""
+
+import logging
+import time
+
+from saltmarsh import resuming, suspending
+from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
+from saltmarsh.hostlist import fold_words
+from saltmarsh.model import State, nodeset
+
+log = logging.getLogger(__name__)
+
+
+def plan(controller, names, host, live=False):
+    """
+    What :func:`migrate` would do, and nothing else; the same errors.
+
+    :returns: by node, from where and to where, and its jobs
+    :rtype: dict
+    """
+    nodes = _checked(controller, names, host)
+    if live:
+        return {node.name: {"from": node.host, "to": host} for node in nodes}
+    leaving = suspending.plan(controller, names)
+    return {name: {"from": each["host"], "to": host, "jobs": each["jobs"]} for name, each in leaving.items()}
+
+
+def migrate(controller, names, host, *, by, live=False, say=log.info):
+    """
+    Move nodes to another host, with the jobs that run on them.
+
+    By default they are suspended and resumed there, with all nodes on which a parallel job of theirs runs; with
+    ``live`` each one runs on while its memory is copied.
+
+    :param Controller controller: what to act through
+    :param names: the nodes
+    :param str host: the hypervisor
+    :param str by: who wants it
+    :param bool live: do not stop the jobs
+    :param say: called with lines of progress
+    :returns: by node its host, and the seconds
+    :rtype: dict
+    :raises InvalidInput: a node is not ready, is there already, or can't be on that host
+    :raises NoCapacity: the host has no room
+    :raises Conflict: another operation holds a node
+    :raises Unreachable: Slurm or a host does not answer; nothing was changed
+    :raises OperationFailed: they are not all there; says what became of them
+    """
+    nodes = _checked(controller, names, host)
+    if live:
+        return _migrate_live(controller, nodes, host, say)
+    begun = time.monotonic()
+    operation, done = suspending.carry_out(
+        controller, "migrate", names, by=by, why=f"migrate to {host}", urgent=False, say=say
+    )
+    try:
+        troubles = _come_back(controller, operation, done, host, say)
+    except BaseException as err:
+        _give_up(controller, operation, err)
+        raise
+    resuming.finish(controller, operation, troubles)
+    seconds = round(time.monotonic() - begun, 2)
+    return {node.name: {"host": node.host, "seconds": seconds} for node in controller.ledger.nodes(done)}
+
+
+def recover(controller, operation):
+    """
+    Finish a migrate whose process died: its nodes go on, wherever they can.
+
+    :param Controller controller: what to act through
+    :param Operation operation: the operation, adopted
+    :raises SaltmarshError: that can't be done now
+    """
+    troubles = suspending.finish_or_undo(controller, operation) | resuming.go_on(controller, operation)
+    held = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
+    if away := [node.name for node in held if node.state is State.SUSPENDED]:
+        troubles |= _come_back(controller, operation, away, None, log.info)
+    for node in held:
+        if node.state is State.READY and (machine := controller.vmstates_of(node.name).look(node.name).machine):
+            controller.ledger.move(operation, {node.name}, State.READY, host=machine.host, reason="moved")
+    controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(troubles)]))
+
+
+def _checked(controller, names, host):
+    """The nodes, if they could move to that host."""
+    if host not in controller.site.hosts:
+        raise InvalidInput(f"host {host!r} does not exist; hosts: {', '.join(controller.site.hosts)}")
+    for name in names:
+        controller.site.pool_of(name)
+    controller.slurm.ping()
+    nodes = controller.ledger.nodes(names)
+    if free := set(names) - {node.name for node in nodes}:
+        raise InvalidInput(f"{nodeset(free)}: not there, nothing to migrate")
+    if wrong := {node.name: str(node.state) for node in nodes if node.state is not State.READY}:
+        raise InvalidInput(f"can't be migrated: {'; '.join(fold_words(wrong))}")
+    if there := [node.name for node in nodes if node.host == host]:
+        raise InvalidInput(f"{nodeset(there)} is on {host} already")
+    for node in nodes:
+        controller.vmstates_of(node.name).check_target(node.name, node.host, host)
+    return nodes
+
+
+def _come_back(controller, operation, names, host, say):
+    """Resume nodes that the operation has suspended, on that host, or where they were if that fails."""
+    nodes = controller.ledger.nodes(names)
+    controller.ledger.move(operation, names, State.RESUMING, reason="restoring")
+    try:
+        troubles, _ = resuming.come_back(controller, operation, _returns(controller, nodes, host), say)
+    except SaltmarshError as err:
+        if host is None:
+            raise
+        say(f"{nodeset(names)}: back to where they were, because: {err}")
+        resuming.come_back(controller, operation, _returns(controller, nodes, None), say)
+        raise OperationFailed(f"{err}; {nodeset(names)} and all jobs go on where they were") from err
+    return troubles
+
+
+def _returns(controller, nodes, host):
+    returns = []
+    for node in nodes:
+        machines = controller.vmstates_of(node.name)
+        state = machines.look(node.name).state
+        returns.append(resuming.Return(node, machines.choose_host(state, host, node.host), state))
+    return returns
+
+
+def _give_up(controller, operation, err):
+    """
+    End the operation if its nodes rest; otherwise leave it to the engine.
+
+    :raises OperationFailed: in place of the error if something is left
+    """
+    nodes = controller.ledger.nodes(operation.nodes)
+    left = [node.name for node in nodes if node.operation == operation.id and node.state is not State.READY]
+    why = str(err) or type(err).__name__
+    if not left:
+        controller.ledger.finish(operation, why)
+        return
+    controller.ledger.abandon(operation)
+    raise OperationFailed(f"{why}; left to the engine: {nodeset(left)}") from err
+
+
+def _migrate_live(controller, nodes, host, say):
+    ledger = controller.ledger
+    names = [node.name for node in nodes]
+    operation, _ = ledger.begin("migrate", None, names, expect={State.READY}, to=State.READY, reason=f"to {host}, live")
+    moved, troubles = {}, {}
+    try:
+        for node in nodes:
+            begun = time.monotonic()
+            try:
+                controller.vmstates_of(node.name).migrate(node.name, node.host, host)
+            except ProviderError as err:
+                troubles[node.name] = f"{err}; it stays where it is"
+                continue
+            ledger.move(operation, {node.name}, State.READY, host=host, reason=f"moved from {node.host}, live")
+            moved[node.name] = {"host": host, "seconds": round(time.monotonic() - begun, 2)}
+            say(f"{node.name}: on {host}")
+    except BaseException as err:
+        _give_up(controller, operation, err)
+        raise
+    resuming.finish(controller, operation, troubles)
+    return moved

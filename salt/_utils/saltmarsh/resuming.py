@@ -1,0 +1,397 @@
+"""
+resume: nodes from disk to ready, and their jobs go on where they stopped.
+
+The order (docs/explain/suspend.md): restore all machines, paused; let them run; step each clock; check the gate again;
+only then let Slurm speak to the node, its jobs go on, and new ones come. Until the first machine runs, everything can
+be undone. From then on a node that fails stays as it is: drained, its job suspended, nothing lost, and it can be
+resumed again.
+"""
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
+from saltmarsh.guest import Guest
+from saltmarsh.hostlist import fold_words
+from saltmarsh.machine import PowerState
+from saltmarsh.model import State, nodeset
+
+log = logging.getLogger(__name__)
+
+REGISTER_SECONDS = 60
+LEFTOVER_SECONDS = 120  # Slurm's KillWait comes first
+_POLL = 0.2
+_RESUMABLE = frozenset({State.SUSPENDED, State.FAILED})
+_THERE = (PowerState.RUNNING, PowerState.PAUSED)
+
+
+@dataclass(frozen=True)
+class Return:
+    """A node that comes back: where from, and where to. ``state`` is None for one that is there already."""
+
+    node: object
+    host: str
+    state: object
+
+
+def plan(controller, names, host=None):
+    """
+    What :func:`resume` would do, and nothing else; the same errors.
+
+    :returns: by node, the host on which it would be, and its state file
+    :rtype: dict
+    """
+    return {
+        each.node.name: {"host": each.host, "file": each.state.path if each.state else None}
+        for each in _checked(controller, names, host)
+    }
+
+
+def resume(controller, names, host=None, say=log.info):
+    """
+    Bring suspended nodes back, with the jobs that are in them.
+
+    Nodes on which a parallel job of theirs runs as well come back with them. A node that failed on its way back can be
+    resumed again.
+
+    :param Controller controller: what to act through
+    :param names: the nodes
+    :param str host: the hypervisor; by default the last one if it can take them, else one that can
+    :param say: called with lines of progress
+    :returns: by node its host, its jobs, and the seconds
+    :rtype: dict
+    :raises InvalidInput: a node is not suspended, or can't come back on that host
+    :raises NoCapacity: no host has room
+    :raises ProviderError: a state file is lost or damaged; nothing was changed
+    :raises Conflict: another operation holds a node
+    :raises Unreachable: Slurm or a host does not answer; nothing was changed
+    :raises OperationFailed: they are not all back; says what became of them
+    """
+    returns = _checked(controller, names, host)
+    operation, _ = controller.ledger.begin(
+        "resume", None, [each.node.name for each in returns], expect=_RESUMABLE, to=State.RESUMING, reason="restoring"
+    )
+    begun = time.monotonic()
+    try:
+        troubles, jobs = come_back(controller, operation, returns, say)
+    except BaseException as err:
+        _give_up(controller, operation, err)
+        raise
+    finish(controller, operation, troubles)
+    seconds = round(time.monotonic() - begun, 2)
+    return {each.node.name: {"host": each.host, "jobs": jobs[each.node.name], "seconds": seconds} for each in returns}
+
+
+def come_back(controller, operation, returns, say):
+    """
+    Restore and take up nodes that an operation holds in ``resuming``.
+
+    :returns: by name why one is not ready, and by name the jobs that go on
+    :raises SaltmarshError: no machine could run; all are suspended again
+    """
+    restore_all(controller, operation, returns, say)
+    names = {each.node.name for each in returns}
+    nodes = controller.ledger.nodes(names)
+    jobs = {node.name: _jobs_of(controller, node) for node in nodes}
+    return take_up(controller, operation, nodes, (), say), jobs
+
+
+def finish(controller, operation, troubles):
+    """
+    End an operation that brought nodes back.
+
+    :raises OperationFailed: not all are
+    """
+    lines = fold_words(troubles)
+    controller.ledger.finish(operation, "; ".join(lines) or "done")
+    if lines:
+        raise OperationFailed("; ".join(lines))
+
+
+def restore_all(controller, operation, returns, say):
+    """Restore machines, all of them or none; they are paused then."""
+    if missing := [each for each in returns if each.state]:
+        say(f"{nodeset(each.node.name for each in missing)}: restoring")
+    for target in {each.host for each in returns}:
+        members = {each.node.name for each in returns if each.host == target}
+        controller.ledger.move(operation, members, State.RESUMING, host=target, reason=f"restoring on {target}")
+    try:
+        with ThreadPoolExecutor(len(returns)) as pool:
+            list(pool.map(lambda each: _restore(controller, each), missing))
+    except BaseException:
+        put_back(controller, operation, returns)
+        raise
+
+
+def put_back(controller, operation, returns):
+    """Undo restores after which no machine has run; the nodes are suspended again, on the hosts where they were."""
+    for each in returns:
+        if each.state:
+            controller.vmstates_of(each.node.name).put_back(each.node.name, each.host)
+            was = each.node
+            to = State.FAILED if was.state is State.FAILED else State.SUSPENDED
+            controller.ledger.move(operation, {was.name}, to, host=was.host, reason=was.reason)
+
+
+def take_up(controller, operation, nodes, dead, say):
+    """
+    Let Slurm and the jobs go on with nodes whose machines are there, running or paused.
+
+    :param nodes: nodes in ``suspending`` or ``resuming``, held by the operation
+    :param dead: names of those whose machine is lost; their jobs are Slurm's to requeue
+    :param say: called with lines of progress
+    :returns: by name, why it is not ready; it is failed then
+    :rtype: dict[str, str]
+    """
+    living = [node for node in nodes if node.name not in dead]
+    marks = {node.name: _look(controller, node).suspension for node in living}
+    troubles = dict.fromkeys(dead, "its machine died, and the memory of its jobs with it")
+    _bury(controller, dead)
+    each_node(living, lambda node: _unpause(controller, node, marks[node.name]))
+    say(f"{nodeset(node.name for node in living)}: running, checking clock, munge, mounts, DNS")
+    # One that was only drained has not been away.
+    checked = each_node([node for node in living if marks[node.name]], lambda node: _gate(controller, node))
+    troubles |= {name: trouble for name, trouble in checked.items() if trouble}
+    troubles |= _waiting(marks, troubles)
+    ready = [node for node in living if node.name not in troubles]
+    for name, why in troubles.items():
+        controller.ledger.move(operation, {name}, State.FAILED, reason=why)
+        if name not in dead:
+            controller.slurm.drain([name], f"not back: {why}")
+    if ready:
+        _hand_over(controller, operation, ready, marks, say)
+    return troubles
+
+
+def each_node(nodes, act):
+    """Do something to all nodes at once; by name what came of it. The first error counts, when all have ended."""
+    if not nodes:
+        return {}
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        futures = {node.name: pool.submit(act, node) for node in nodes}
+    return {name: future.result() for name, future in futures.items()}
+
+
+def recover(controller, operation):
+    """
+    Finish a resume whose process died: if no machine runs yet, the nodes are suspended again; else they go on.
+
+    :param Controller controller: what to act through
+    :param Operation operation: the operation, adopted
+    :raises SaltmarshError: that can't be done now
+    """
+    troubles = go_on(controller, operation)
+    controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(troubles)]))
+
+
+def go_on(controller, operation):
+    """
+    Deal with the nodes that an adopted operation left in ``resuming``: take them up if one runs.
+
+    :returns: by name, why one is failed now
+    :rtype: dict[str, str]
+    """
+    found = controller.ledger.nodes(operation.nodes, states={State.RESUMING})
+    nodes = [node for node in found if node.operation == operation.id]
+    if not nodes:
+        return {}
+    looks = {node.name: _look(controller, node) for node in nodes}
+    if not any(look.machine and look.machine.state is PowerState.RUNNING for look in looks.values()):
+        for node in nodes:
+            controller.vmstates_of(node.name).put_back(node.name, node.host)
+        controller.ledger.move(operation, looks, State.SUSPENDED, reason="suspended; a resume died before it ran")
+        return {}
+    absent = [node for node in nodes if not _is_there(looks[node.name])]
+    dead = {node.name for node in absent if _lost(looks[node.name])}
+    for node in absent:
+        if node.name not in dead:
+            controller.vmstates_of(node.name).restore(looks[node.name].state, node.host)
+    return take_up(controller, operation, nodes, dead, log.info)
+
+
+def _gate(controller, node):
+    """What keeps a node from its work, in one line, or None."""
+    guest = Guest(controller, node)
+    try:
+        guest.set_clock()
+        wrong = guest.ready_again()
+        if not wrong:
+            wrong = _end_leftovers(controller, node, guest)
+    except ProviderError as err:
+        wrong = [str(err)]
+    return "; ".join(wrong) or None
+
+
+def _end_leftovers(controller, node, guest):
+    """Processes of jobs that ended while the node was away: slurmctld has them killed when slurmd registers."""
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    told = False
+    while left := guest.jobs() - {job.id for job in controller.slurm.jobs([node.name])}:
+        if time.monotonic() > deadline:
+            return [f"processes of jobs {', '.join(map(str, sorted(left)))}, which have ended, are still there"]
+        if not told:
+            guest.restart_slurmd()
+            told = True
+        time.sleep(_POLL)
+    return []
+
+
+def _waiting(marks, troubles):
+    """Nodes that are well, but have a parallel job on a node that is not: their job can't go on, so they wait."""
+    waiting, grew = {}, True
+    while grew:
+        grew = False
+        for name, mark in marks.items():
+            if not mark or name in troubles or name in waiting:
+                continue
+            for other in [*troubles, *waiting]:
+                shared = set(mark.jobs) & set(marks[other].jobs if marks.get(other) else ())
+                if shared:
+                    waiting[name] = f"waits with job {', '.join(sorted(shared))} for {other}"
+                    grew = True
+                    break
+    return waiting
+
+
+def _hand_over(controller, operation, nodes, marks, say):
+    """Slurm speaks to the nodes again, their jobs go on, new ones come."""
+    slurm = controller.slurm
+    names = [node.name for node in nodes]
+    slurm.set_addresses({node.name: node.address for node in nodes})
+    stopped = sorted({job for name in names if marks[name] for job in marks[name].jobs})
+    if stopped:
+        slurm.resume_jobs(stopped, REGISTER_SECONDS)
+        say(f"{nodeset(names)}: jobs {', '.join(stopped)} go on")
+    drained = {name: marks[name].drained for name in names if marks[name] and marks[name].drained}
+    for name, reason in drained.items():
+        slurm.drain([name], reason)
+    slurm.undrain([name for name in names if name not in drained])
+    _wait_registered(slurm, names)
+    controller.ledger.move(operation, names, State.READY, reason="back at work")
+    for node in nodes:
+        machines = controller.vmstates_of(node.name)
+        machines.mark(node.name, node.host, None)
+        machines.forget(node.name, node.host)
+    say(f"{nodeset(names)}: back at work")
+
+
+def _wait_registered(slurm, names):
+    deadline = time.monotonic() + REGISTER_SECONDS
+    while away := {name: node.state for name, node in slurm.nodes(names).items() if not node.registered}:
+        if time.monotonic() > deadline:
+            words = fold_words({name: f"Slurm has it {state}" for name, state in away.items()})
+            raise ProviderError(f"slurmd did not register in {REGISTER_SECONDS} s: {'; '.join(words)}")
+        time.sleep(_POLL)
+
+
+def _bury(controller, dead):
+    """Slurm is told that nodes are lost: their jobs are requeued if they may be, else they end with NODE_FAIL."""
+    if dead:
+        controller.slurm.down(dead, "its machine died while it was suspended or resumed")
+
+
+def _unpause(controller, node, mark):
+    machines = controller.vmstates_of(node.name)
+    if mark:
+        machines.mark(node.name, node.host, replace(mark, ran=True))
+    machines.unpause(node.name, node.host)
+
+
+def _restore(controller, each):
+    controller.vmstates_of(each.node.name).restore(each.state, each.host)
+
+
+def _look(controller, node):
+    return controller.vmstates_of(node.name).look(node.name, node.host)
+
+
+def _is_there(look):
+    return look.machine is not None and look.machine.state in _THERE
+
+
+def _lost(look):
+    """Why a machine that is not there can't be restored, or None."""
+    if look.state is None:
+        return "its state file is lost" if look.machine is None else "its machine is off, and has no state file"
+    if look.state.machine is None:
+        return look.state.trouble
+    if look.machine is not None and (look.suspension is None or look.suspension.ran):
+        return f"its machine died after it had been resumed: {look.state.path} no longer fits its disk"
+    return None
+
+
+def _jobs_of(controller, node):
+    mark = _look(controller, node).suspension
+    return list(mark.jobs) if mark else []
+
+
+def _checked(controller, names, host):
+    """How each node would come back, with all that must come with it; or what stands against it."""
+    for name in names:
+        controller.site.pool_of(name)
+    controller.slurm.ping()
+    returns, names = {}, list(names)
+    while missing := [name for name in names if name not in returns]:
+        for node in _resumable(controller, missing):
+            returns[node.name] = each = _return(controller, node, host)
+            mark = each.state.suspension if each.state else _look(controller, node).suspension
+            names += [name for name in _together(controller, mark) if name not in names]
+    return list(returns.values())
+
+
+def _resumable(controller, names):
+    nodes = {node.name: node for node in controller.ledger.nodes(names)}
+    if free := [name for name in names if name not in nodes]:
+        raise InvalidInput(f"{nodeset(free)}: not there, nothing to resume")
+    if wrong := {name: str(node.state) for name, node in nodes.items() if node.state not in _RESUMABLE}:
+        raise InvalidInput(f"not suspended: {'; '.join(fold_words(wrong))}")
+    return nodes.values()
+
+
+def _together(controller, mark):
+    """The nodes that wait for the jobs of one of them."""
+    if not mark or not mark.jobs:
+        return []
+    jobs = [job for job in controller.slurm.jobs() if job.handle in mark.jobs and "SUSPENDED" in job.states]
+    waiting = {node.name for node in controller.ledger.nodes(states=_RESUMABLE)}
+    return [name for job in jobs for name in job.nodes if name in waiting]
+
+
+def _return(controller, node, host):
+    machines = controller.vmstates_of(node.name)
+    look = machines.look(node.name, node.host if node.state is State.FAILED else None)
+    if _is_there(look) and (look.suspension or node.state is State.SUSPENDED):
+        if host not in (None, look.machine.host):
+            raise InvalidInput(f"{node.name} is on {look.machine.host} already; resume it there, then migrate it")
+        return Return(node, look.machine.host, None)
+    if trouble := _lost(look):
+        if node.state is State.FAILED:
+            raise InvalidInput(f"{node.name} is failed ({node.reason}) and can't be resumed: {trouble}")
+        raise ProviderError(
+            f"{node.name} can't come back, nor can its jobs: {trouble}; "
+            f"give it up with elastic.shrink {node.name} force=True"
+        )
+    return Return(node, machines.choose_host(look.state, host, node.host), look.state)
+
+
+def _give_up(controller, operation, err):
+    """
+    End an operation that brought nothing back, or leave it to the engine if something is on its way.
+
+    :raises OperationFailed: in place of the error, if that is an interruption or something is left
+    """
+    interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
+    why = "interrupted" if interrupted else str(err) or repr(err)
+    left = [node.name for node in controller.ledger.nodes(operation.nodes, states={State.RESUMING})]
+    try:
+        if left:
+            controller.ledger.abandon(operation)
+        else:
+            controller.ledger.finish(operation, f"given up: {why}")
+    except SaltmarshError as trouble:
+        log.error("resume %s: %s", operation.id, trouble)
+    if left:
+        raise OperationFailed(f"{why}; left to the engine: {nodeset(left)}") from err
+    raise OperationFailed(f"{why}; {operation.nodes}: suspended as before") from err
