@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saltmarsh import slurm
+from saltmarsh import slurm, slurmcommand
 from saltmarsh.errors import SlurmError, Unreachable
 
 RECORDED = Path(__file__).parent / "slurm_24_11"
@@ -123,7 +123,7 @@ def test_no_call_takes_a_machine_without_slurm_conf_for_an_answer(commands, call
 
 
 def test_a_command_that_hangs_is_no_answer(commands, monkeypatch):
-    monkeypatch.setattr(slurm, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(slurmcommand, "TIMEOUT", 0.2)
     (commands.directory / "squeue").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     with pytest.raises(Unreachable, match=r"squeue --json got no answer from slurmctld within 0\.2 s"):
         slurm.jobs()
