@@ -84,6 +84,7 @@ class SlurmJob:
     """A job that is pending, running, suspended or completing."""
 
     id: int
+    handle: str  # how scontrol and scancel name exactly this job; of an array the base's id would mean all its jobs
     name: str
     user: str
     partition: str
@@ -270,25 +271,67 @@ def set_addresses(addresses):
     return stale
 
 
-def cancel_jobs(ids):
+def cancel_jobs(handles):
     """
     Cancel jobs; ones that have already ended are no error.
 
-    :param ids: job ids
+    :param handles: of jobs, or ids
     """
-    if ids := [str(job) for job in ids]:
-        run("scancel", *ids)
+    if handles := [str(job) for job in handles]:
+        run("scancel", *handles)
 
 
-def requeue_jobs(ids):
+def requeue_jobs(handles):
     """
     Put running batch jobs back into the queue.
 
-    :param ids: job ids
+    :param handles: of jobs, or ids
     :raises SlurmError: also if a job has ended or may not be requeued
     """
-    if ids := [str(job) for job in ids]:
-        run("scontrol", "requeue", ",".join(ids))
+    if handles := [str(job) for job in handles]:
+        run("scontrol", "requeue", ",".join(handles))
+
+
+def suspend_jobs(handles):
+    """
+    Stop the processes of running jobs; ones that have ended or are suspended already are no error.
+
+    Returns at once: the processes are stopped about two seconds later. The jobs' CPUs are free in Slurm's eyes, so
+    drain their nodes before.
+
+    :param handles: of jobs, or ids
+    :raises SlurmError: a job is neither suspended nor has it ended; all others are suspended
+    """
+    if handles := [str(job) for job in handles]:
+        try:
+            run("scontrol", "suspend", ",".join(handles))
+        except SlurmError as err:  # the text names one job by its number, and tells no ended one from an unknown one
+            if going := [job for job in _known(handles) if job.states & {"PENDING", "RUNNING"}]:
+                raise SlurmError(f"not suspended: {_told(going)}: {err}") from err
+
+
+def resume_jobs(handles, timeout):
+    """
+    Let suspended jobs go on; ones that have ended or run are no error.
+
+    slurmctld refuses while a node has not answered since slurmctld has started: it is asked again until it does not.
+
+    :param handles: of jobs, or ids
+    :param float timeout: seconds
+    :raises SlurmError: a job is suspended still; all others go on
+    """
+    end = time.monotonic() + timeout
+    handles = [str(job) for job in handles]
+    while handles:
+        try:
+            run("scontrol", "resume", ",".join(handles))
+            return
+        except SlurmError as err:
+            still = [job for job in _known(handles) if "SUSPENDED" in job.states]
+            if still and time.monotonic() >= end:
+                raise SlurmError(f"not resumed: {_told(still)}: {err}") from err
+            handles = sorted({job.handle for job in still})
+        time.sleep(_POLL)
 
 
 def reconfigure(is_active=lambda: True):
@@ -338,6 +381,7 @@ def _node(node):
 def _job(job):
     return SlurmJob(
         id=job["job_id"],
+        handle=_handle(job),
         name=job["name"],
         user=job["user_name"],
         partition=job["partition"],
@@ -345,6 +389,24 @@ def _job(job):
         nodes=NodeSet(job["nodes"], resolver=RESOLVER_NOGROUP),
         reason=job["state_reason"],
     )
+
+
+def _handle(job):
+    """The id of an array's last job is the array's, and means all of them."""
+    if array := job["array_job_id"]["number"]:
+        task = job["array_task_id"]
+        return f"{array}_{task['number']}" if task["set"] else f"{array}_[{job['array_task_string'].partition('%')[0]}]"
+    return str(job["het_job_id"]["number"] or job["job_id"])  # a part of a heterogeneous job is refused
+
+
+def _known(handles):
+    """Those of the jobs that slurmctld still has."""
+    return [job for job in jobs() if not {job.handle, str(job.id)}.isdisjoint(handles)]
+
+
+def _told(some):
+    """Jobs by handle with their states, for a message."""
+    return ", ".join(f"job {job.handle} ({'+'.join(sorted(job.states))})" for job in some)
 
 
 def _update_nodes(names, **what):
