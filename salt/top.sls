@@ -9,6 +9,7 @@ base:
     - nfs.server
     - munge
     - slurm.controller
+    - slurm.standin
     - pki.authority
     - hypervisor.client
   'roles:host':

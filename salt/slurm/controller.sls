@@ -2,7 +2,7 @@
 include:
   - munge
 
-slurm packages:
+slurmctld packages:
   pkg.installed:
     - pkgs: [slurmctld, slurm-client]
 
@@ -21,7 +21,7 @@ slurm packages:
 /etc/slurm:
   slurm.config_pushed:
     - require:
-      - pkg: slurm packages
+      - pkg: slurmctld packages
       - service: munge
 
 slurmctld:

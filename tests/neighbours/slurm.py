@@ -34,6 +34,7 @@ class Slurm:
     """
 
     def __init__(self, site):
+        self._standin = site.controller.address
         self.reachable = True
         self.before = {}
         self.calls = []
@@ -81,11 +82,21 @@ class Slurm:
         """Whether a job could start on a node, or runs there."""
         return self._nodes[name].registered and "DRAIN" not in self._nodes[name].states
 
+    def stood_in(self, name):
+        """Whether the stand-in is asked instead of a node."""
+        return self._nodes[name].address == self._standin
+
+    def job_states(self, number):
+        """The states of a job; none if it has ended."""
+        return set(self._jobs[number].states) if number in self._jobs else set()
+
     def start_job(self, number, nodes):
         """A job starts."""
         nodes = NodeSet(nodes, resolver=RESOLVER_NOGROUP)
         assert all(map(self.usable, nodes))
-        self._jobs[number] = SlurmJob(number, "job", "alice", "virtual", frozenset({"RUNNING"}), nodes, "None")
+        self._jobs[number] = SlurmJob(
+            number, str(number), "job", "alice", "virtual", frozenset({"RUNNING"}), nodes, "None"
+        )
         self._save()
 
     def end_job(self, number):
@@ -129,6 +140,23 @@ class Slurm:
             self._set([name], states=self._nodes[name].states - {"DRAIN"}, reason="")
 
     @_asked
+    def set_addresses(self, addresses):
+        stale = tuple(
+            name for name in addresses if name in self._nodes and self._nodes[name].address != addresses[name]
+        )
+        for name in stale:
+            self._set([name], address=addresses[name])
+        return stale
+
+    @_asked
+    def suspend_jobs(self, handles):
+        self._change_jobs(handles, "RUNNING", "SUSPENDED")
+
+    @_asked
+    def resume_jobs(self, handles, timeout):
+        self._change_jobs(handles, "SUSPENDED", "RUNNING")
+
+    @_asked
     def release(self, addresses, timeout):
         for name, address in addresses.items():
             if name not in self.kept and name in self._nodes:
@@ -137,6 +165,13 @@ class Slurm:
                 self._set([name], states=_NOT_THERE, reason=NOT_GROWN, address=address)
         if kept := self.kept & addresses.keys():
             raise SlurmError(f"Slurm did not give nodes back within {timeout:g} s: it has {', '.join(sorted(kept))}")
+
+    def _change_jobs(self, handles, before, after):
+        wanted = set(map(str, handles))
+        for number, job in self._jobs.items():
+            if job.handle in wanted and before in job.states:
+                self._jobs[number] = replace(job, states=job.states - {before} | {after})
+        self._save()
 
     def _set(self, names, **changes):
         for name in names:

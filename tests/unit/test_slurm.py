@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saltmarsh import slurm
+from saltmarsh import slurm, slurmcommand
 from saltmarsh.errors import SlurmError, Unreachable
 
 RECORDED = Path(__file__).parent / "slurm_24_11"
@@ -93,6 +93,8 @@ EVERY_CALL = {
     "set_addresses": lambda: slurm.set_addresses({"vn001": "10.77.0.101"}),
     "cancel_jobs": lambda: slurm.cancel_jobs([9]),
     "requeue_jobs": lambda: slurm.requeue_jobs([9]),
+    "suspend_jobs": lambda: slurm.suspend_jobs([9]),
+    "resume_jobs": lambda: slurm.resume_jobs([9], 60),
     "reconfigure": slurm.reconfigure,
     "is_config_current": slurm.is_config_current,
 }
@@ -123,7 +125,7 @@ def test_no_call_takes_a_machine_without_slurm_conf_for_an_answer(commands, call
 
 
 def test_a_command_that_hangs_is_no_answer(commands, monkeypatch):
-    monkeypatch.setattr(slurm, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(slurmcommand, "TIMEOUT", 0.2)
     (commands.directory / "squeue").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     with pytest.raises(Unreachable, match=r"squeue --json got no answer from slurmctld within 0\.2 s"):
         slurm.jobs()
@@ -195,6 +197,108 @@ def test_jobs_are_what_slurmctld_says(commands):
     ]
 
 
+def squeue(*changes):
+    """What squeue says of jobs that differ from the first recorded one by this."""
+    recorded = json.loads((RECORDED / "squeue.json").read_text())
+    return json.dumps(recorded | {"jobs": [recorded["jobs"][0] | change for change in changes]})
+
+
+def number(value):
+    return {"set": value is not None, "infinite": False, "number": value or 0}
+
+
+@pytest.mark.parametrize(
+    ("job", "handle"),
+    [
+        ({"job_id": 9}, "9"),
+        ({"job_id": 4, "array_job_id": number(3), "array_task_id": number(0)}, "3_0"),
+        ({"job_id": 3, "array_job_id": number(3), "array_task_id": number(4)}, "3_4"),
+        (
+            {
+                "job_id": 3,
+                "array_job_id": number(3),
+                "array_task_id": number(None),
+                "array_task_string": "3-4%2",
+                "job_state": ["PENDING"],
+            },
+            "3_[3-4]",
+        ),
+        ({"job_id": 9, "het_job_id": number(9), "het_job_offset": number(0)}, "9"),
+        ({"job_id": 10, "het_job_id": number(9), "het_job_offset": number(1)}, "9"),
+    ],
+)
+def test_a_handle_names_one_job_and_no_other(commands, job, handle):
+    """As recorded: `sbatch --array=0-4` is 3_0 to 3_4, the base of which is also its last job."""
+    commands.say("squeue --json", squeue(job))
+    assert [job.handle for job in slurm.jobs()] == [handle]
+
+
+def refuse(commands, verb, message):
+    commands.say(f"scontrol {verb}", stderr=f"{message}\n", status=1)
+
+
+# What scontrol said of a job that is unknown, has ended, and pends. Of one that is suspended already it says nothing.
+UNKNOWN = "Unexpected message received for job 999"
+ENDED = "Job/step already completing or completed for job 999"
+PENDING = "Job is pending execution for job 11"
+
+
+@pytest.mark.parametrize(("message", "left"), [(UNKNOWN, []), (ENDED, [{"job_state": ["CANCELLED", "COMPLETING"]}])])
+def test_a_job_that_has_ended_need_not_be_suspended(commands, message, left):
+    refuse(commands, "suspend", message)
+    commands.say("squeue --json", squeue(*left))
+    slurm.suspend_jobs(["9"])
+
+
+def test_jobs_are_suspended_with_one_request(commands):
+    commands.say("scontrol suspend")
+    slurm.suspend_jobs(["9", "3_1"])
+    assert commands.asked == [["scontrol", "suspend", "9,3_1"]]
+
+
+@pytest.mark.parametrize("handle", ["11", 11], ids=["handle", "id"])
+def test_a_job_that_goes_on_although_it_was_to_be_suspended_is_named(commands, handle):
+    refuse(commands, "suspend", PENDING)
+    with pytest.raises(
+        SlurmError, match=r"^not suspended: job 11 \(PENDING\): scontrol suspend failed: Job is pending"
+    ):
+        slurm.suspend_jobs(["999", handle])
+
+
+def test_of_jobs_that_could_not_be_suspended_only_those_that_go_on_are_named(commands):
+    refuse(commands, "suspend", UNKNOWN)
+    commands.say("squeue --json", squeue({"job_id": 9, "job_state": ["SUSPENDED"]}, {"job_id": 10}, {"job_id": 11}))
+    with pytest.raises(SlurmError, match=r"^not suspended: job 10 \(RUNNING\): "):
+        slurm.suspend_jobs(["9", "10"])
+
+
+@pytest.mark.parametrize(("message", "left"), [(UNKNOWN, []), ("Job is not suspended for job 9", [{"job_id": 9}])])
+def test_a_job_that_has_ended_or_runs_need_not_be_resumed(commands, message, left):
+    refuse(commands, "resume", message)
+    commands.say("squeue --json", squeue(*left))
+    slurm.resume_jobs(["9"], 60)
+    assert len([argv for argv in commands.asked if argv[1] == "resume"]) == 1
+
+
+def test_a_job_whose_node_slurmctld_has_not_heard_of_yet_is_resumed_later(commands):
+    refuse(commands, "resume", "Requested nodes are busy or in an invalid state for job 9")
+    commands.say("scontrol resume 3_1")
+    commands.say(
+        "squeue --json", squeue({"array_job_id": number(3), "array_task_id": number(1), "job_state": ["SUSPENDED"]})
+    )
+    slurm.resume_jobs(["9", "3_1"], 60)
+    assert [argv[2] for argv in commands.asked if argv[1] == "resume"] == ["9,3_1", "3_1"]
+
+
+def test_a_job_that_can_t_be_resumed_in_time_is_named(commands):
+    refuse(commands, "resume", "Invalid node state specified for job 9")
+    commands.say("squeue --json", squeue({"job_id": 9, "job_state": ["SUSPENDED"]}))
+    with pytest.raises(
+        SlurmError, match=r"^not resumed: job 9 \(SUSPENDED\): scontrol resume failed: Invalid node state"
+    ):
+        slurm.resume_jobs(["9"], 0)
+
+
 def test_jobs_of_nodes_are_the_ones_that_hold_them(commands):
     assert [job.id for job in slurm.jobs("vn[002-016]")] == [10]
     assert slurm.jobs(["hv1"]) == ()
@@ -216,6 +320,8 @@ def test_no_nodes_and_no_jobs_are_no_request(commands):
     slurm.drain([], "why")
     slurm.cancel_jobs([])
     slurm.requeue_jobs([])
+    slurm.suspend_jobs([])
+    slurm.resume_jobs([], 1)
     slurm.release({}, 1)
     assert slurm.park([]) == ()
     assert commands.asked == []

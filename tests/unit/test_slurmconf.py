@@ -133,13 +133,38 @@ def test_without_pools_there_is_bare_metal_alone(pillar):
     files = slurmconf.render(pillar)
     assert "CLOUD" not in files["slurm.conf"]
     assert slurmconf.pool_addresses(pillar) == {}
-    assert slurmconf.node_names(pillar) == {"hv1", "hv2"}
+    assert slurmconf.node_names(pillar) == {"hv1", "hv2", "standin"}
 
 
 def test_nodes_with_a_copy_are_the_bare_metal(pillar):
     pillar["slurm"]["nodes"] = {"cn[001-100]": {"CPUs": 4}}
     pillar["slurm"]["partitions"]["metal"]["Nodes"] = "ALL"
     assert str(slurmconf.local_copies(pillar)) == "cn[001-100]"
+
+
+@pytest.mark.parametrize(("keys", "name"), [({}, "standin"), ({"standin": "answers"}, "answers")])
+def test_the_stand_in_is_a_node_on_the_controller(pillar, keys, name):
+    pillar["slurm"] |= keys
+    assert lines(slurmconf.render(pillar), "NodeName")[0] == {
+        "NodeName": name,
+        "NodeHostname": "ctl",
+        "NodeAddr": "10.77.0.1",
+        "CPUs": "1",
+        "RealMemory": "1",
+    }
+    assert slurmconf.standin(pillar) == name
+    assert name in slurmconf.node_names(pillar)
+    assert name not in slurmconf.local_copies(pillar)
+    assert name not in slurmconf.pool_addresses(pillar)
+
+
+@pytest.mark.parametrize("word", ["ALL", "all"])
+def test_a_partition_of_all_nodes_is_without_the_stand_in(pillar, word):
+    pillar["slurm"]["partitions"] |= {"every": {"Nodes": word}, "virtual": {"Nodes": word, "Default": True}}
+    pillar["slurm"]["nodes"]["cn[001-100]"] = {"CPUs": 4}
+    nodes = {line["PartitionName"]: line["Nodes"] for line in lines(slurmconf.render(pillar), "PartitionName")}
+    assert nodes["every"] == nodes["virtual"] == "cn[001-100],hv1,hv2,osg[1-4],vn[001-016]"
+    assert set(NodeSet(nodes["every"])) == slurmconf.node_names(pillar) - {"standin"}
 
 
 def test_idle_means_no_job_starts_anywhere(pillar):
@@ -211,6 +236,11 @@ def at(pillar, path):
             "10.77.0.[5-6]",
             "slurm:nodes:hv1:NodeAddr: expected 1 different addresses, got 2",
         ),
+        ("slurm:standin", "vn001", "slurm:standin: vn001 is a node in slurm:nodes or elastic:pools"),
+        ("slurm:standin", "hv1", "slurm:standin: hv1 is a node in slurm:nodes or elastic:pools"),
+        ("slurm:standin", "default", "slurm:standin: 'default' is no host name"),
+        ("slurm:nodes:ctl", {}, "slurm:controller: ctl at 10.77.0.1 is a node in slurm:nodes or elastic:pools"),
+        ("slurm:nodes:hv1:NodeAddr", "10.77.0.1", "slurm:controller: ctl at 10.77.0.1 is a node in slurm:nodes or"),
         ("slurm:partitions:empty", {}, "slurm:partitions:empty:Nodes: expected nodes, no pool is in this partition"),
         ("slurm:partitions:metal:Nodes", "hv[1-3]", "slurm:partitions:metal:Nodes: hv3 is neither in slurm:nodes nor"),
         ("slurm:partitions:metal:Nodes", "hv[1-", "slurm:partitions:metal:Nodes: expected a hostlist"),

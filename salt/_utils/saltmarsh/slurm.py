@@ -1,5 +1,6 @@
 """
-Slurm's commands, and what the states of a pool's node mean. Nothing else in the project calls Slurm.
+Slurm's commands, and what the states of a pool's node mean. Nothing else in the project calls Slurm, but for the
+trial of a configuration (:mod:`saltmarsh.slurmtrial`).
 
 A node of a pool is ``State=CLOUD`` in slurm.conf. Its life in Slurm (measured with 24.11.5, see
 docs/decisions/0004-cloud-node-states.md):
@@ -18,26 +19,22 @@ Arguments that name nodes are a hostlist, a NodeSet or an iterable of names; one
 for up to 4000 nodes.
 """
 
-import json
 import os
 import re
-import subprocess
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
+from saltmarsh import slurmcommand
 from saltmarsh.errors import SlurmError, Unreachable
 from saltmarsh.hostlist import fold
+from saltmarsh.slurmcommand import ask, run
 
 NOT_GROWN = "not grown"
 GROWING = "elastic.grow"  # also what an idle node says until its first job
 
-# Above Slurm's own patience with a slurmctld that is away (9 s measured with MessageTimeout=10) and with one name
-# that does not resolve (19 s).
-_TIMEOUT = 30
 # 4000 literal addresses are 64 KB; one argument may have 128 KB (MAX_ARG_STRLEN, execve(2)).
 _NODES_PER_REQUEST = 4000
 _POLL = 0.25
@@ -87,6 +84,7 @@ class SlurmJob:
     """A job that is pending, running, suspended or completing."""
 
     id: int
+    handle: str  # how scontrol and scancel name exactly this job; of an array the base's id would mean all its jobs
     name: str
     user: str
     partition: str
@@ -101,13 +99,7 @@ def ping():
 
     :raises Unreachable: it does not
     """
-    _ping()
-
-
-def _ping(env=None):
-    pings = _json("scontrol", "ping", "--json", env=env)["pings"]
-    if not any(each["responding"] for each in pings):
-        raise Unreachable(f"slurmctld on {', '.join(each['hostname'] for each in pings)} does not answer")
+    slurmcommand.ping()
 
 
 def wait_ping(timeout, is_active=lambda: True):
@@ -138,12 +130,12 @@ def nodes(names=None):
     :rtype: dict[str, SlurmNode]
     """
     if names is None:
-        found = _json("scontrol", "show", "nodes", "--json")["nodes"]
+        found = ask("scontrol", "show", "nodes", "--json")["nodes"]
     else:
         found = [
             node
             for chunk in _chunks(_names(names))
-            for node in _json("scontrol", "show", "nodes", fold(chunk), "--json")["nodes"]
+            for node in ask("scontrol", "show", "nodes", fold(chunk), "--json")["nodes"]
         ]
     return {node["name"]: _node(node) for node in found}
 
@@ -155,7 +147,7 @@ def jobs(nodes=None):
     :param nodes: only jobs that hold one of these nodes; None for all jobs, pending ones included
     :rtype: tuple[SlurmJob, ...]
     """
-    found = tuple(map(_job, _json("squeue", "--json")["jobs"]))
+    found = tuple(map(_job, ask("squeue", "--json")["jobs"]))
     if nodes is None:
         return found
     wanted = NodeSet.fromlist(_names(nodes), resolver=RESOLVER_NOGROUP)
@@ -279,25 +271,67 @@ def set_addresses(addresses):
     return stale
 
 
-def cancel_jobs(ids):
+def cancel_jobs(handles):
     """
     Cancel jobs; ones that have already ended are no error.
 
-    :param ids: job ids
+    :param handles: of jobs, or ids
     """
-    if ids := [str(job) for job in ids]:
-        _run("scancel", *ids)
+    if handles := [str(job) for job in handles]:
+        run("scancel", *handles)
 
 
-def requeue_jobs(ids):
+def requeue_jobs(handles):
     """
     Put running batch jobs back into the queue.
 
-    :param ids: job ids
+    :param handles: of jobs, or ids
     :raises SlurmError: also if a job has ended or may not be requeued
     """
-    if ids := [str(job) for job in ids]:
-        _run("scontrol", "requeue", ",".join(ids))
+    if handles := [str(job) for job in handles]:
+        run("scontrol", "requeue", ",".join(handles))
+
+
+def suspend_jobs(handles):
+    """
+    Stop the processes of running jobs; ones that have ended or are suspended already are no error.
+
+    Returns at once: the processes are stopped about two seconds later. The jobs' CPUs are free in Slurm's eyes, so
+    drain their nodes before.
+
+    :param handles: of jobs, or ids
+    :raises SlurmError: a job is neither suspended nor has it ended; all others are suspended
+    """
+    if handles := [str(job) for job in handles]:
+        try:
+            run("scontrol", "suspend", ",".join(handles))
+        except SlurmError as err:  # the text names one job by its number, and tells no ended one from an unknown one
+            if going := [job for job in _known(handles) if job.states & {"PENDING", "RUNNING"}]:
+                raise SlurmError(f"not suspended: {_told(going)}: {err}") from err
+
+
+def resume_jobs(handles, timeout):
+    """
+    Let suspended jobs go on; ones that have ended or run are no error.
+
+    slurmctld refuses while a node has not answered since slurmctld has started: it is asked again until it does not.
+
+    :param handles: of jobs, or ids
+    :param float timeout: seconds
+    :raises SlurmError: a job is suspended still; all others go on
+    """
+    end = time.monotonic() + timeout
+    handles = [str(job) for job in handles]
+    while handles:
+        try:
+            run("scontrol", "resume", ",".join(handles))
+            return
+        except SlurmError as err:
+            still = [job for job in _known(handles) if "SUSPENDED" in job.states]
+            if still and time.monotonic() >= end:
+                raise SlurmError(f"not resumed: {_told(still)}: {err}") from err
+            handles = sorted({job.handle for job in still})
+        time.sleep(_POLL)
 
 
 def reconfigure(is_active=lambda: True):
@@ -309,45 +343,8 @@ def reconfigure(is_active=lambda: True):
 
     :param is_active: whether slurmctld still runs
     """
-    _run("scontrol", "reconfigure")
+    run("scontrol", "reconfigure")
     wait_ping(_RECONFIGURE, is_active)
-
-
-def try_config(path, address, timeout=120):
-    """
-    Prove that slurmctld accepts a configuration, by starting a second one on it (Slurm has no other test).
-
-    It runs in a network namespace of its own, which has only the controller's address and reaches nothing, so that it
-    can neither take the real one's port nor speak to a node. Without an address that is not 127.0.0.1 Slurm would
-    resolve nothing (AI_ADDRCONFIG, getaddrinfo(3)).
-
-    :param pathlib.Path path: its slurm.conf, see slurmconf.render_trial; other files lie beside it
-    :param str address: the controller's address
-    slurmctld does not load what only slurmd uses (TaskPlugin, ProctrackType, ...), but every slurmd ends when told to
-    reconfigure with a plugin that does not exist (measured): that the plugins exist is looked up.
-
-    :param float timeout: seconds
-    :raises SlurmError: with slurmctld's own reason, or the plugin that does not exist
-    """
-    namespace = f"saltmarsh-{os.getpid()}"
-    inside = ("ip", "netns", "exec", namespace)
-    _run("ip", "netns", "add", namespace)
-    try:
-        _run("ip", "-n", namespace, "addr", "add", f"{address}/32", "dev", "lo")
-        _run("ip", "-n", namespace, "link", "set", "lo", "up")
-        with (path.parent / "stderr").open("w+") as stderr:
-            slurmctld = subprocess.Popen([*inside, "slurmctld", "-D", "-f", path], stdout=stderr, stderr=stderr)
-            try:
-                _wait_for_trial(slurmctld, (*inside, "env", f"SLURM_CONF={path}", "scontrol"), timeout)
-                _check_plugins(_run(*inside, "env", f"SLURM_CONF={path}", "scontrol", "show", "config"))
-            except SlurmError as err:
-                stderr.seek(0)
-                why = _reason(stderr) if slurmctld.poll() is not None else err
-                raise SlurmError(f"slurmctld does not accept the configuration: {why}") from err
-            finally:
-                _stop(slurmctld)
-    finally:
-        _run("ip", "netns", "delete", namespace)
 
 
 def is_config_current(controller=None):
@@ -360,50 +357,11 @@ def is_config_current(controller=None):
     :rtype: bool
     """
     server = {"SLURM_CONF_SERVER": controller} if controller else {}
-    output = _run("scontrol", "show", "config", env={**os.environ, **server})
+    output = run("scontrol", "show", "config", env={**os.environ, **server})
     match = re.search(r"^HASH_VAL\s*=\s*(\S+)", output, re.MULTILINE)
     if not match:
         raise SlurmError("scontrol show config has no HASH_VAL")
     return match[1] == "Match"
-
-
-def _wait_for_trial(slurmctld, scontrol, timeout):
-    end = time.monotonic() + timeout
-    ask = [*scontrol, "ping", "--json"]
-    while slurmctld.poll() is None:
-        done = subprocess.run(ask, capture_output=True, timeout=_TIMEOUT, check=False)
-        if done.returncode == 0 and any(each["responding"] for each in json.loads(done.stdout)["pings"]):
-            return
-        if time.monotonic() >= end:
-            raise SlurmError(f"it did not answer within {timeout:g} s")
-        time.sleep(_POLL)
-    raise SlurmError(f"it ended with exit status {slurmctld.returncode}")
-
-
-def _check_plugins(shown):
-    """Every plugin named in the output of ``scontrol show config`` must exist: TYPE/NAME is the file TYPE_NAME.so."""
-    config = dict(re.findall(r"^(\w+) *= (.*?) *$", shown, re.MULTILINE))
-    named = {key: value for key, value in config.items() if re.search("(Type|Plugins?)$", key) and "/" in value}
-    for key, value in {**named, "MpiDefault": f"mpi/{config['MpiDefault']}"}.items():
-        for plugin in value.split(","):
-            path = Path(config["PluginDir"], plugin.replace("/", "_") + ".so")
-            if not plugin.endswith(("/none", "/(null)")) and not path.exists():
-                raise SlurmError(f"{key}={value}: there is no {path}")
-
-
-def _stop(slurmctld):
-    slurmctld.terminate()
-    try:
-        slurmctld.wait(10)
-    except subprocess.TimeoutExpired:
-        slurmctld.kill()
-        slurmctld.wait()
-
-
-def _reason(log):
-    """What slurmctld says last before it gives up, with the complaints that lead to it."""
-    said = [line.partition("slurmctld: ")[2].strip() for line in log if "fatal:" in line or "error:" in line]
-    return "; ".join(said[-3:])
 
 
 def _node(node):
@@ -423,6 +381,7 @@ def _node(node):
 def _job(job):
     return SlurmJob(
         id=job["job_id"],
+        handle=_handle(job),
         name=job["name"],
         user=job["user_name"],
         partition=job["partition"],
@@ -432,8 +391,26 @@ def _job(job):
     )
 
 
+def _handle(job):
+    """The id of an array's last job is the array's, and means all of them."""
+    if array := job["array_job_id"]["number"]:
+        task = job["array_task_id"]
+        return f"{array}_{task['number']}" if task["set"] else f"{array}_[{job['array_task_string'].partition('%')[0]}]"
+    return str(job["het_job_id"]["number"] or job["job_id"])  # a part of a heterogeneous job is refused
+
+
+def _known(handles):
+    """Those of the jobs that slurmctld still has."""
+    return [job for job in jobs() if not {job.handle, str(job.id)}.isdisjoint(handles)]
+
+
+def _told(some):
+    """Jobs by handle with their states, for a message."""
+    return ", ".join(f"job {job.handle} ({'+'.join(sorted(job.states))})" for job in some)
+
+
 def _update_nodes(names, **what):
-    _run("scontrol", "update", f"nodename={fold(names)}", *(f"{key}={value}" for key, value in what.items()))
+    run("scontrol", "update", f"nodename={fold(names)}", *(f"{key}={value}" for key, value in what.items()))
 
 
 def _listed(some):
@@ -453,29 +430,3 @@ def _names(names):
 
 def _chunks(names):
     return (names[at : at + _NODES_PER_REQUEST] for at in range(0, len(names), _NODES_PER_REQUEST))
-
-
-def _json(*argv, env=None):
-    output = _run(*argv, env=env)
-    try:
-        return json.loads(output)
-    except ValueError as err:
-        raise SlurmError(f"{argv[0]} {argv[1]} gave no JSON") from err
-
-
-def _run(*argv, env=None):
-    """The output of a command. A command that fails says too little: whether slurmctld answers is asked then."""
-    what = " ".join(argv[:2])
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=env)
-    except subprocess.TimeoutExpired as err:
-        raise Unreachable(f"{what} got no answer from slurmctld within {_TIMEOUT} s") from err
-    except OSError as err:
-        raise Unreachable(f"{what} can't be run here: {err.strerror}") from err
-    if done.returncode == 0:
-        return done.stdout
-    said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-    if argv[:2] == ("scontrol", "ping"):  # not even a configuration that says where slurmctld is
-        raise Unreachable(f"{what} failed: {said}")
-    _ping(env)
-    raise SlurmError(f"{what} failed: {said or f'exit status {done.returncode}'}")

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from saltmarsh.errors import PillarError
 from saltmarsh.hostlist import fold
-from saltmarsh.pools import Host, Partition, Site, Word
+from saltmarsh.pools import Host, Label, Partition, Site, Word
 
 FILES = ("slurm.conf", "cgroup.conf")
 POWER_PROGRAM = "/usr/local/libexec/saltmarsh/slurm-power"
@@ -97,6 +97,7 @@ class _Settings(BaseModel):
 
     cluster_name: Word
     controller: Host
+    standin: Label = "standin"
     config: _Keywords = {}
     cgroup: _Keywords = {}
     nodes: dict[Annotated[str, AfterValidator(_hostlist)], _Keywords] = {}
@@ -176,6 +177,16 @@ def controller(pillar):
     return _read(pillar)[0].controller
 
 
+def standin(pillar):
+    """
+    The node that answers for suspended ones: its slurmd runs on the controller, and it is in no partition.
+
+    :rtype: str
+    :raises PillarError: as :func:`render`
+    """
+    return _read(pillar)[0].standin
+
+
 def local_copies(pillar):
     """
     The nodes that keep a copy of the configuration of their own: the ones in ``slurm:nodes``. VMs are configless.
@@ -198,12 +209,12 @@ def slurm_user(pillar):
 
 def node_names(pillar):
     """
-    Every node of the configuration.
+    Every node of the configuration, the stand-in included.
 
     :rtype: set[str]
     :raises PillarError: as :func:`render`
     """
-    return {*local_copies(pillar), *pool_addresses(pillar)}
+    return {standin(pillar), *local_copies(pillar), *pool_addresses(pillar)}
 
 
 def pool_addresses(pillar):
@@ -264,18 +275,34 @@ def _slurm_conf(settings, pools):
     }
     if pools:
         config["SuspendExcParts"] = ",".join(sorted(pool_partitions))
-    lines = [_HEADER + _lines(config)]
+    lines = [_HEADER + _lines(config), _record("NodeName", settings.standin, _standin_keywords(settings.controller))]
     for name in sorted(settings.nodes):
         lines.append(_record("NodeName", name, settings.nodes[name]))
     for pool in pools:
         lines.append(_record("NodeName", fold(pool.nodes), _pool_keywords(pool)))
     for name in sorted(settings.partitions):
         keywords = settings.partitions[name]
-        own = [fold(pool.nodes) for pool in pools if pool.partition == name]
-        nodes = ",".join([*filter(None, [_get(keywords, "Nodes")]), *own])
+        nodes = _partition_nodes(name, _get(keywords, "Nodes"), settings, pools)
         extra = _POOL_PARTITION if name in pool_partitions else {}
         lines.append(_record("PartitionName", name, _override(extra, _override(keywords, {"Nodes": nodes}))))
     return "".join(lines)
+
+
+def _partition_nodes(name, given, settings, pools):
+    """What stands after Nodes=. ALL would be the stand-in, too."""
+    if _is_all(given):
+        given, own = ",".join(sorted(settings.nodes)), pools
+    else:
+        own = [pool for pool in pools if pool.partition == name]
+    return ",".join([*filter(None, [given]), *(fold(pool.nodes) for pool in own)])
+
+
+def _is_all(nodes):
+    return nodes is not None and nodes.upper() == "ALL"
+
+
+def _standin_keywords(controller):
+    return {"NodeHostname": controller.name, "NodeAddr": controller.address, "CPUs": 1, "RealMemory": 1}
 
 
 def _pool_keywords(pool):
@@ -348,6 +375,14 @@ def _node_mistakes(settings, pools):
         addresses.update(pool.addresses)
         if real_memory(pool.memory) < 1:
             yield f"elastic:pools:{pool.name}:memory: expected at least 128 MiB, the kernel keeps part of it"
+    controller = settings.controller
+    if settings.standin in names:
+        yield f"slurm:standin: {settings.standin} is a node in slurm:nodes or elastic:pools, expected a name of its own"
+    if controller.name in names or controller.address in addresses:
+        yield (
+            f"slurm:controller: {controller.name} at {controller.address} is a node in slurm:nodes or elastic:pools, "
+            f"but its slurmd is the stand-in {settings.standin}"
+        )
     for what, counted in (("node", names), ("address", addresses)):
         if repeated := [item for item, count in counted.items() if count > 1]:
             yield f"slurm:nodes: {what} {fold(repeated)} stands more than once in slurm:nodes and elastic:pools"
@@ -366,7 +401,7 @@ def _partition_mistakes(settings, pools):
             if name not in {pool.partition for pool in pools}:
                 yield f"{key}:Nodes: expected nodes, no pool is in this partition"
             continue
-        if nodes.upper() == "ALL":
+        if _is_all(nodes):
             continue
         try:
             unknown = NodeSet(nodes, resolver=RESOLVER_NOGROUP) - known

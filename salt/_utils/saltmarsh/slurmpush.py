@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from saltmarsh import slurm, slurmconf
+from saltmarsh import slurm, slurmconf, slurmtrial
 from saltmarsh.errors import Conflict, SaltmarshError, SlurmError
 from saltmarsh.hostlist import fold
 
@@ -114,7 +114,7 @@ class Controller:
             (directory / "state").mkdir()
             write(slurmconf.render_trial(self._pillar, str(directory)), directory)
             self._give_to_slurm_user(directory, directory / "state")
-            slurm.try_config(directory / "slurm.conf", slurmconf.controller(self._pillar).address)
+            slurmtrial.try_config(directory / "slurm.conf", slurmconf.controller(self._pillar).address)
         finally:
             shutil.rmtree(directory)
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from conftest import NODES, SLURMCTLD, wait_until
 
-from saltmarsh import slurm, slurmconf, slurmpush
+from saltmarsh import slurm, slurmconf, slurmpush, slurmtrial
 from saltmarsh.errors import Conflict, SlurmError, Unreachable
 
 ADDRESSES = {name: address for name, address in NODES.items() if name in ("vn001", "vn002")}
@@ -166,7 +166,7 @@ def test_a_trial_leaves_nothing_behind(grown, pillar):
 
 @pytest.fixture
 def untried(monkeypatch):
-    monkeypatch.setattr(slurm, "try_config", lambda path, address: None)
+    monkeypatch.setattr(slurmtrial, "try_config", lambda path, address: None)
 
 
 def test_what_slurmctld_refuses_is_rolled_back(grown, pillar, untried):
