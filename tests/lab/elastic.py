@@ -96,6 +96,19 @@ def remains(lab, name):
     return traces(lab, name) + there + lab.exec("ctl", "getent", "hosts", name, check=False).stdout.split()
 
 
+def assert_free(lab, *names):
+    """Names can be claimed again, and nothing is left of the nodes that had them."""
+    states = {name: node["state"] for name, node in must(lab, "status", ",".join(names)).items()}
+    assert states == dict.fromkeys(names, "free")
+    assert [trace for name in names for trace in remains(lab, name)] == []
+
+
+def shrink_all(lab):
+    """Remove every node there is, whatever it does."""
+    if names := must(lab, "status"):
+        must(lab, "shrink", ",".join(names), "force=True")
+
+
 def slurm_node(lab, name):
     """State and reason of a node in Slurm, and its address."""
     [node] = json.loads(lab.exec("ctl", "scontrol", "show", "node", name, "--json").stdout)["nodes"]
