@@ -9,7 +9,8 @@ from saltcloud import traces, wait_for
 
 LEDGER = "/var/lib/saltmarsh/ledger.db"
 SITE_PILLAR = "/srv/pillar-site/secret.sls"
-_RUNNER = ("salt-run", "--log-level=quiet", "--out=json")
+# Tests that run in the background of a shell hand an ignored SIGINT down.
+_RUNNER = ("env", "--default-signal=INT", "salt-run", "--log-level=quiet", "--out=json")
 _QUERY = (
     "import json, sqlite3, sys; ledger = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True);"
     "print(json.dumps([ledger.execute(query).fetchall() for query in sys.argv[2:]]))"
