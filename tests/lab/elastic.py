@@ -9,7 +9,8 @@ from saltcloud import traces, wait_for
 
 LEDGER = "/var/lib/saltmarsh/ledger.db"
 SITE_PILLAR = "/srv/pillar-site/secret.sls"
-_RUNNER = ("salt-run", "--log-level=quiet", "--out=json")
+# Tests that run in the background of a shell hand an ignored SIGINT down.
+_RUNNER = ("env", "--default-signal=INT", "salt-run", "--log-level=quiet", "--out=json")
 _QUERY = (
     "import json, sqlite3, sys; ledger = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True);"
     "print(json.dumps([ledger.execute(query).fetchall() for query in sys.argv[2:]]))"
@@ -94,6 +95,19 @@ def remains(lab, name):
     keys = [f"/etc/salt/pki/master/{directory}/{name}" for directory in _KEYS]
     there = lab.exec("ctl", "find", *keys, f"/var/lib/saltmarsh/dns/{name}", check=False).stdout.split()
     return traces(lab, name) + there + lab.exec("ctl", "getent", "hosts", name, check=False).stdout.split()
+
+
+def assert_free(lab, *names):
+    """Names can be claimed again, and nothing is left of the nodes that had them."""
+    states = {name: node["state"] for name, node in must(lab, "status", ",".join(names)).items()}
+    assert states == dict.fromkeys(names, "free")
+    assert [trace for name in names for trace in remains(lab, name)] == []
+
+
+def shrink_all(lab):
+    """Remove every node there is, whatever it does."""
+    if names := must(lab, "status"):
+        must(lab, "shrink", ",".join(names), "force=True")
 
 
 def slurm_node(lab, name):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from elastic import (
+    assert_free,
     assert_refused,
     begin,
     elastic,
@@ -15,12 +16,15 @@ from elastic import (
     remains,
     said,
     salt_call,
+    signal_owner,
     site_pillar,
+    wait_state,
     whole_ledger,
 )
 from saltcloud import wait_for
 
 LIBVIRTD = ("libvirtd.service", "libvirtd-tls.socket", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
+FIRST = "vn001"  # the name that a number takes first
 
 # verb, arguments, exit status, and what the line says
 ARGUMENTS = [
@@ -125,6 +129,15 @@ def stopped(lab, machine, *units):
         lab.exec(machine, "systemctl", "start", *reversed(units))
 
 
+def interrupted(lab, signal):
+    """Grow a node and interrupt that once its machine boots: what status told of it then, and what the grow said."""
+    grow = begin(lab, "grow", "1", "pool=virtual")
+    wait_state(lab, FIRST, "booting", 60)
+    booting = must(lab, "status", FIRST)[FIRST]
+    signal_owner(lab, FIRST, signal)
+    return booting, said(grow)
+
+
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(("verb", "arguments", "code", "message"), ARGUMENTS, ids=ids(ARGUMENTS))
 def test_an_argument_that_is_not_acceptable_is_named(lab, verb, arguments, code, message):
@@ -151,6 +164,22 @@ def test_a_map_that_can_not_be_written_is_named_and_nothing_is_made(lab):
 def test_a_host_that_is_down_is_told_before_anything_is_done(lab):
     with stopped(lab, "hv2", *LIBVIRTD):
         assert_refused(elastic(lab, "grow", "1", "host=hv2"), 1, "host hv2 does not answer", "hv1")
+
+
+def test_a_host_that_is_down_is_left_out_where_none_is_named(lab):
+    with stopped(lab, "hv2", *LIBVIRTD):
+        booting, _ = interrupted(lab, "TERM")
+    assert booting["host"] == "hv1"
+
+
+@pytest.mark.parametrize("signal", ["INT", "TERM"])
+def test_an_interrupted_grow_is_told_as_such_and_nothing_is_left(lab, signal):
+    booting, done = interrupted(lab, signal)
+    assert booting["state"] == "booting"
+    assert_refused(done, 1, "pool virtual: interrupted; everything made was removed")
+    assert_free(lab, FIRST)
+    destroying, free = must(lab, "history", FIRST)[-2:]
+    assert (destroying["to"], destroying["reason"], free["to"]) == ("destroying", "interrupted", "free")
 
 
 def test_a_full_disk_is_told_as_such_and_nothing_is_left(lab):

@@ -6,7 +6,6 @@ of the tests is the order of that story.
 """
 
 import json
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,54 +20,20 @@ from elastic import (
     must,
     remains,
     said,
-    salt_call,
     shrink_all,
     signal_owner,
     slurm_node,
     wait_state,
 )
 from saltcloud import salt_cloud, traces, wait_for
+from watching import files_with, forge_hints, recorded_events, seen, watch_dns
 
 BOOT = 900  # seconds: software emulation on two busy cores
 MAP = "/root/grown.map"
 NOT_BOOTING = "vn009"
 FOREIGN = "vn010"
 ABSENT = ("CLOUD+DOWN+POWERED_DOWN", "not grown")
-EVENTS = "/root/events.log"
 WITHOUT_ENGINE = "/etc/salt/master.d/zz-without-engine.conf"
-
-WATCH_DNS = """
-import json, socket, sys, time
-wanted, end, seen = sys.argv[1] == "there", time.time() + 150, {}
-while len(seen) < len(sys.argv) - 2 and time.time() < end:
-    for name in sys.argv[2:]:
-        try:
-            there = bool(socket.gethostbyname(name))
-        except socket.gaierror as err:
-            there = None if err.errno == socket.EAI_AGAIN else False
-        if there is wanted:
-            seen.setdefault(name, time.time())
-    time.sleep(0.05)
-print(json.dumps(seen))
-"""
-# Which files written since the machine was set up contain one of the words, as they are or decoded, and their modes.
-SEARCH = """
-import base64, json, os, subprocess, sys
-places = ["/", "/run", "/tmp", "/dev/shm", "/srv/nodes"]
-find = ["find", *places, "-xdev", "-type", "f", "-newer", "/etc/hostname"]
-found = {}
-for path in subprocess.run(find, capture_output=True, text=True).stdout.splitlines():
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-    except FileNotFoundError:
-        continue
-    for word in sys.argv[1:]:
-        if word.encode() in content or base64.b64decode(word) in content:
-            found.setdefault(word, {})[path] = mode
-print(json.dumps(found))
-"""
 
 
 @dataclass(frozen=True)
@@ -80,36 +45,6 @@ class Growth:
     answer: dict
     events: dict  # by tag, the data of each
     resolved: dict  # by machine and name, when it resolved for the first time
-
-
-@contextmanager
-def recorded_events(lab):
-    """Record the master's event bus; the value is a function that returns what there was so far, by tag."""
-    recorder = lab.start("ctl", "sh", "-c", f"echo $$ > /run/recorder.pid; exec salt-run state.event > {EVENTS} 2>&1")
-
-    def events():
-        by_tag = {}
-        for line in lab.exec("ctl", "cat", EVENTS, check=False).stdout.splitlines():
-            tag, tab, data = line.partition("\t")
-            if tab:
-                by_tag.setdefault(tag, []).append(data)
-        return by_tag
-
-    try:
-        yield events
-    finally:
-        lab.exec("ctl", "sh", "-c", "kill $(cat /run/recorder.pid)")
-        recorder.communicate()
-
-
-def forge_hints(lab):
-    """As a minion that an intruder has: say that another one has started, and nudge the engine directly."""
-    forged = [
-        {"tag": f"salt/minion/{NOT_BOOTING}/start", "data": {"id": NOT_BOOTING}},
-        {"tag": "saltmarsh/nudge", "data": {"nodes": [NOT_BOOTING, 7, None]}},
-        {"tag": "saltmarsh/nudge", "data": {"nodes": NOT_BOOTING}},
-    ]
-    salt_call(lab, "hv1", "event.fire_master", "{}", "forged", f"preload={json.dumps({'events': forged})}")
 
 
 def at(lab, name, after):
@@ -137,11 +72,11 @@ def growth(lab):
     names = sorted(plan["nodes"])
     with recorded_events(lab) as events:
         # The recorder listens once it has heard them.
-        wait_for(lambda: forge_hints(lab) or "saltmarsh/nudge" in events(), 60, "recorded events")
-        watches = {place: lab.start(place, "python3", "-c", WATCH_DNS, "there", *names) for place in ("ctl", "hv1")}
+        wait_for(lambda: forge_hints(lab, NOT_BOOTING) or "saltmarsh/nudge" in events(), 60, "recorded events")
+        watches = watch_dns(lab, "there", *names)
         answer = must(lab, "grow", "2", f"map_out={MAP}", timeout=BOOT)
-        resolved = {place: json.loads(watch.communicate(timeout=30)[0]) for place, watch in watches.items()}
-        yield Growth(names, plan, answer, events(), resolved)
+        grown = Growth(names, plan, answer, events(), seen(watches))
+    yield grown
     shrink_all(lab)
 
 
@@ -179,9 +114,9 @@ def sleeper(lab, growth):
 @pytest.fixture(scope="module")
 def shrunk(lab, growth, sleeper):
     """What ``shrink 1`` answered while the first node had a job, and when the other one's name no longer resolved."""
-    watches = {place: lab.start(place, "python3", "-c", WATCH_DNS, "gone", growth.names[1]) for place in ("ctl", "hv1")}
+    watches = watch_dns(lab, "gone", growth.names[1])
     answer = must(lab, "shrink", "1")
-    return answer, {place: json.loads(watch.communicate(timeout=30)[0]) for place, watch in watches.items()}
+    return answer, seen(watches)
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +301,7 @@ def test_no_secret_is_in_a_domain_or_on_a_command_line(lab, growth, secrets):
 
 def test_no_secret_is_in_a_file_that_others_may_read(lab, growth, secrets):
     for machine in ("ctl", "hv1", "hv2"):
-        found = json.loads(lab.exec(machine, "python3", "-c", SEARCH, *secrets.values()).stdout)
+        found = files_with(lab, machine, secrets.values())
         assert {path: oct(mode) for paths in found.values() for path, mode in paths.items() if mode & 0o077} == {}
         assert "/etc/munge/munge.key" in found[secrets["munge"]]  # what is there is found
         private = {path for name in growth.names for path in found.get(secrets[name], {})}
