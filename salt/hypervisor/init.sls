@@ -4,7 +4,7 @@
 
 libvirt:
   pkg.installed:
-    - pkgs: [libvirt-daemon-system, libvirt-daemon-driver-qemu, libvirt-clients, qemu-system-x86, qemu-utils]
+    - pkgs: [libvirt-daemon-system, libvirt-daemon-driver-qemu, libvirt-clients, qemu-system-x86, qemu-utils, zstd]
 
 {%- if not authority %}
 

@@ -1,13 +1,15 @@
 """What there is, in words and numbers for an administrator."""
 
+import time
 from collections import Counter
 from datetime import datetime
 
-from saltmarsh.errors import SlurmError, Unreachable
+from saltmarsh.errors import SaltmarshError, SlurmError, Unreachable
 from saltmarsh.model import State
 from saltmarsh.slurm import ids_by_node
 
 UNKNOWN = "unknown"
+LOST = "lost"
 
 
 def status(controller, names=None):
@@ -16,7 +18,8 @@ def status(controller, names=None):
 
     :param Controller controller: what to ask
     :param names: only these, free ones too
-    :returns: by name: pool, state, since, host, address, reason, slurm (its state there), jobs (ids)
+    :returns: by name: pool, state, since, host, address, reason, slurm (its state there), jobs (ids); of one that is
+        suspended memory: its state file, the file's size in bytes and its age in seconds, or that it is lost
     :rtype: dict
     :raises InvalidInput: a name that is in no pool
     """
@@ -24,7 +27,8 @@ def status(controller, names=None):
     wanted = list(nodes if names is None else names)
     rows = {name: _row(nodes[name]) if name in nodes else _free_row(controller.site, name) for name in wanted}
     in_slurm = _in_slurm(controller, wanted)
-    return {name: rows[name] | in_slurm[name] for name in wanted}
+    memory = _memory(controller, [node for node in nodes.values() if node.state is State.SUSPENDED])
+    return {name: rows[name] | in_slurm[name] | memory.get(name, {}) for name in wanted}
 
 
 def _row(node):
@@ -63,6 +67,28 @@ def _in_slurm(controller, names):
         name: {"slurm": known[name].state if name in known else "not in Slurm's configuration", "jobs": jobs[name]}
         for name in names
     }
+
+
+def _memory(controller, nodes):
+    """Where the memory of suspended nodes is; that it can't be seen is an answer, too."""
+    by_pool = {}
+    for node in nodes:
+        by_pool.setdefault(node.pool, []).append(node.name)
+    found = {}
+    for names in by_pool.values():
+        try:
+            saved = controller.vmstates_of(names[0]).state_files(names)
+        except SaltmarshError as err:
+            found |= {name: {"memory": f"{UNKNOWN}: {err}"} for name in names}
+            continue
+        for name in names:
+            state = next((each for each in saved if each.name == name), None)
+            found[name] = {"memory": LOST if state is None else state.trouble or _file(state)}
+    return found
+
+
+def _file(state):
+    return {"file": state.path, "size": state.size, "age": round(time.time() - state.written)}
 
 
 def pools(controller):

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from saltmarsh.errors import InvalidInput, OperationFailed, SaltmarshError
+from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError
 from saltmarsh.hostlist import fold_words
 from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 600
 _POLL = 1.0
-_SHRINKABLE = (State.READY, State.FAILED)
+_SHRINKABLE = (State.READY, State.SUSPENDED, State.FAILED)
 
 
 def plan(controller, what, pool=None):
@@ -51,12 +51,16 @@ def shrink(controller, what, pool=None, *, force=False, timeout=DRAIN_SECONDS, r
     pool = controller.site.pool(pool)
     names = _choose(controller, what, pool)
     controller.slurm.ping()
+    asleep = {node.name for node in controller.ledger.nodes(names, states={State.SUSPENDED})}
+    if not force:
+        _refuse_jobs_asleep(controller, asleep)
     operation, _ = controller.ledger.begin(
         "shrink", pool.name, names, expect=set(_SHRINKABLE), to=State.DRAINING, reason=reason
     )
     say(f"{nodeset(names)}: draining")
     try:
-        busy = {} if force else drain(controller, names, reason, timeout, say)
+        awake = [name for name in names if name not in asleep]
+        busy = {} if force else drain(controller, awake, reason, timeout, say)
         _give_back(controller, operation, busy)
         idle = [name for name in names if name not in busy]
         stuck = remove(controller, pool, operation, dict.fromkeys(idle, reason), say=say) if idle else {}
@@ -126,24 +130,33 @@ def _choose(controller, what, pool):
             raise InvalidInput(f"pool {pool.name}: {nodeset(free)}: not there, nothing to shrink")
         return tuple(what)
     candidates = [node for node in known.values() if node.state in _SHRINKABLE and node.operation is None]
+    jobs = ids_by_node(controller.slurm.jobs([node.name for node in candidates]))
+    # Whose memory is on disk with jobs in it must be named.
+    candidates = [node for node in candidates if node.state is not State.SUSPENDED or not jobs[node.name]]
     if len(candidates) < what:
         raise InvalidInput(f"pool {pool.name}: {len(candidates)} nodes can be shrunk, {what} asked for")
-    jobs = ids_by_node(controller.slurm.jobs([node.name for node in candidates]))
     order = sorted(candidates, key=lambda node: (node.state is not State.FAILED, len(jobs[node.name])))
     return tuple(node.name for node in order[:what])
+
+
+def _refuse_jobs_asleep(controller, names):
+    jobs = ids_by_node(controller.slurm.jobs(names)) if names else {}
+    if busy := {name: f"has job {', '.join(map(str, jobs[name]))} in its memory" for name in names if jobs[name]}:
+        raise Conflict(f"suspended: {'; '.join(fold_words(busy))}: resume it first, or give up its job with force=True")
 
 
 def _give_back(controller, operation, names):
     """
     Let nodes that were draining work again.
 
-    One that had failed before stays failed, and drained; so does one that Slurm does not have.
+    One that had failed before stays failed, and drained; so does one that Slurm does not have. One that was suspended
+    still is.
     """
     before = {name: _before(controller, operation, name) for name in names}
     for name, row in before.items():
-        if row.after is State.FAILED:
-            controller.ledger.move(operation, {name}, State.FAILED, reason=row.reason)
-    if not (worked := {name for name, row in before.items() if row.after is not State.FAILED}):
+        if row.after in (State.FAILED, State.SUSPENDED):
+            controller.ledger.move(operation, {name}, row.after, reason=row.reason)
+    if not (worked := {name for name, row in before.items() if row.after not in (State.FAILED, State.SUSPENDED)}):
         return
     known = controller.slurm.nodes(worked)
     there = {name for name in worked if name in known and known[name].registered}

@@ -44,6 +44,8 @@ def destroy(name, call=None, host=None):
         _see(each)
     _show("destroy", name)
     (_store() / "machines" / name).unlink(missing_ok=True)
+    for path in (_store() / "states").glob(f"{name}.*"):
+        path.unlink()
     return {"Destroyed": f"{name} was destroyed"}
 
 
