@@ -15,6 +15,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import libvirt
 import libvirt_qemu
@@ -318,7 +319,10 @@ class VmStates:
         with self._hypervisors.placing():
             self._check_memory(target, other, self._hypervisors.describe(where, domain))
             with asking(where, connection, f"can't move {name} to {target}"):
-                domain.migrateToURI3(self._config.hosts[target].uri, {}, flags)
+                uri = self._config.hosts[target].uri
+                # libvirtd there would give its own full name, which its certificate need not have.
+                named = {libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION: urlsplit(uri).hostname}
+                domain.migrateToURI3(uri, named, flags)
 
     def set_clock(self, name, host, patience):
         """
