@@ -8,6 +8,7 @@ hypervisor:
     images: /srv/images
     nodes: /srv/nodes
     states: /srv/states
+  state_dir: /srv/states          # one of these: the memory of suspended machines
   qemu_conf:                      # the lab's hosts are containers: no cgroup controllers, no own mount namespace for QEMU
     user: '"root"'
     group: '"root"'

@@ -65,7 +65,8 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
     """
     Create nodes and bring them into Slurm; returns when Slurm can use them.
 
-    All of them or none: if one does not become ready, everything made is removed, and the reason is kept.
+    All of them or none: if one does not become ready, everything made is removed, and the reason is kept. Where a
+    number is asked for, suspended nodes without jobs in their memory are resumed first.
 
     what
         How many, or which: a number or a hostlist.

@@ -6,12 +6,13 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from saltmarsh import joining, shrinking
+from saltmarsh import joining, resuming, shrinking, suspending
 from saltmarsh.cloud import render_map
-from saltmarsh.errors import InvalidInput, OperationFailed, SaltmarshError
+from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hostlist import fold_words
 from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
+from saltmarsh.slurm import ids_by_node
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +31,24 @@ def plan(controller, what, pool=None, minimum=None, host=None):
     :returns: the nodes with their addresses, and the map that would be run
     :rtype: dict
     """
-    pool, names = _checked(controller, what, pool, minimum, host)
+    pool = _pool(controller, what, pool, minimum, host)
+    asleep = _asleep(controller, what, pool)
+    more, least = _beyond(what, minimum, asleep)
+    would = {"resume": asleep} if asleep else {}
+    if asleep and not more:
+        return would
+    names = _checked(controller, more, pool, least, host)
     addresses = {name: pool.address_of(name) for name in names}
     rendered = render_map(pool, addresses, host)
     controller.cloud.plan(rendered)
-    return {"nodes": addresses, "map": rendered}
+    return would | {"nodes": addresses, "map": rendered}
 
 
 def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, map_out=None, say=log.info):
     """
     Create nodes and bring them into Slurm; returns when Slurm can use them.
+
+    Suspended nodes of the pool that have no job in their memory come first: to resume one takes seconds.
 
     :param Controller controller: what to act through
     :param what: how many (int), or which (NodeSet)
@@ -58,7 +67,22 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     :raises ProviderError: a machine of that name exists
     :raises OperationFailed: the nodes did not all become ready; what was made is gone, or failed with a reason
     """
-    pool, _ = _checked(controller, what, pool, minimum, host)
+    pool = _pool(controller, what, pool, minimum, host)
+    woken = _wake(controller, _asleep(controller, what, pool), host, say)
+    more, least = _beyond(what, minimum, woken)
+    if woken and not more:
+        return {"nodes": woken, "failed": {}}
+    try:
+        grown = _grow(controller, more, pool, least, host, timeout, map_out, say)
+    except BaseException as err:
+        if woken:
+            suspending.suspend(controller, woken, by="elastic.grow", why=f"others failed: {err}", say=say)
+        raise
+    return {"nodes": woken | grown["nodes"], "failed": grown["failed"]}
+
+
+def _grow(controller, what, pool, minimum, host, timeout, map_out, say):
+    _checked(controller, what, pool, minimum, host)
     operation, nodes = controller.ledger.claim("grow", pool, **_claim(what, minimum))
     growth = _Growth(controller, pool, operation, nodes, minimum or len(nodes), say)
     try:
@@ -68,6 +92,39 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     except BaseException as err:
         growth.give_up(err)
         raise
+
+
+def _asleep(controller, what, pool):
+    """Suspended nodes that could be resumed instead of making new ones; none where names are asked for."""
+    if not isinstance(what, int):
+        return []
+    nodes = controller.ledger.nodes(pool=pool.name, states={State.SUSPENDED})
+    idle = [node.name for node in nodes if node.operation is None]
+    jobs = ids_by_node(controller.slurm.jobs(idle)) if idle else {}
+    return [name for name in idle if not jobs[name]][:what]
+
+
+def _beyond(what, minimum, woken):
+    """What is asked for beyond nodes that are there already, and how many of it are enough."""
+    if not woken:
+        return what, minimum
+    return what - len(woken), max(1, minimum - len(woken)) if minimum is not None else None
+
+
+def _wake(controller, names, host, say):
+    """Resume nodes; what was told of each. If they can't be resumed, new ones will be made instead."""
+    if not names:
+        return {}
+    try:
+        woken = resuming.resume(controller, names, host, say)
+    except (ProviderError, OperationFailed, Unreachable) as err:
+        say(f"not resumed: {err}")
+        return {}
+    addresses = {node.name: node.address for node in controller.ledger.nodes(woken)}
+    return {
+        name: {"address": addresses[name], "host": each["host"], "seconds": {"total": each["seconds"]}}
+        for name, each in woken.items()
+    }
 
 
 def recover(controller, operation):
@@ -257,18 +314,22 @@ class _Progress:
         self._told_at = time.monotonic()
 
 
-def _checked(controller, what, pool, minimum, host):
-    """The pool and the names that would be taken, if nothing stands against it."""
-    pool = controller.site.pool(pool)
+def _pool(controller, what, pool, minimum, host):
+    """The pool, if the other arguments fit."""
     size = what if isinstance(what, int) else len(what)
     if minimum is not None and not (type(minimum) is int and 1 <= minimum <= size):
         raise InvalidInput(f"min={minimum}: expected a number from 1 to {size}")
     if host is not None and host not in controller.site.hosts:
         raise InvalidInput(f"host {host!r} does not exist; hosts: {', '.join(controller.site.hosts)}")
+    return controller.site.pool(pool)
+
+
+def _checked(controller, what, pool, minimum, host):
+    """The names that would be taken, if nothing stands against it."""
     names = controller.ledger.claimable(pool, **_claim(what, minimum))
     controller.cloud.check(pool, host)
     controller.slurm.ping()
-    return pool, names
+    return names
 
 
 def _claim(what, minimum):

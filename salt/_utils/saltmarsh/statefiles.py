@@ -56,6 +56,22 @@ def listing(host, connection, config, names=None):
     return sorted(filter(None, found), key=lambda each: (each.name, -each.number))
 
 
+def read(host, connection, config, path):
+    """
+    A state file wherever it is on the host.
+
+    :returns: what is known of the machine in it; its size and number are not
+    :rtype: StateFile
+    :raises ProviderError: it can't be restored from, or has the memory of a machine that is not this cluster's
+    """
+    with asking(host, connection, f"can't restore from {path}"):
+        description = connection.saveImageGetXMLDesc(path)
+    machine, suspension = _known(host, description, config.cluster)
+    if machine is None:
+        raise ProviderError(f"{host}: {path} is of no machine of cluster {config.cluster}")
+    return StateFile(machine.name, 0, path, host, 0, 0.0, machine, suspension)
+
+
 def next_path(name, existing, config):
     """Where the next state file of a machine goes: no file is ever written over."""
     number = 1 + max((each.number for each in existing if each.name == name), default=0)
@@ -79,25 +95,14 @@ def _state_file(host, connection, volume, match, cluster):
     path = volume.path()
     machine, suspension, trouble = None, None, ""
     try:
-        name, uuid, memory, cpus, mark, suspension = xml.read_saved(connection.saveImageGetXMLDesc(path))
+        machine, suspension = _known(host, connection.saveImageGetXMLDesc(path), cluster)
     except libvirt.libvirtError as err:
         if not connection.isAlive():
             raise
         trouble = f"{path} can't be restored from: {one_line(err)}"
     else:
-        if mark is None or mark["cluster"] != cluster or name != match["machine"]:
+        if machine is None or machine.name != match["machine"]:
             return None
-        machine = Machine(
-            name=name,
-            host=host,
-            state=PowerState.SUSPENDED,
-            cluster=cluster,
-            memory=memory,
-            cpus=cpus,
-            address=mark["address"],
-            image=mark["image"],
-            uuid=uuid,
-        )
     return StateFile(
         name=match["machine"],
         number=int(match["number"]),
@@ -109,3 +114,22 @@ def _state_file(host, connection, volume, match, cluster):
         suspension=suspension,
         trouble=trouble,
     )
+
+
+def _known(host, description, cluster):
+    """The machine of a state file and why it was suspended; None for a machine that is somebody else's."""
+    name, uuid, memory, cpus, mark, suspension = xml.read_saved(description)
+    if mark is None or mark["cluster"] != cluster:
+        return None, None
+    machine = Machine(
+        name=name,
+        host=host,
+        state=PowerState.SUSPENDED,
+        cluster=cluster,
+        memory=memory,
+        cpus=cpus,
+        address=mark["address"],
+        image=mark["image"],
+        uuid=uuid,
+    )
+    return machine, suspension

@@ -162,19 +162,34 @@ class VmStates:
         """
         where, connection, domain = self._hypervisors.find(name, [host])
         with self._turn_to_write(host, urgent):
-            existing = self._hypervisors.state_files([name], [host])
-            path = statefiles.next_path(name, existing, self._config)
-            flags = libvirt.VIR_DOMAIN_SAVE_PAUSED | self._cache_flag
-            with asking(where, connection, f"can't write the memory of {name} to {path}"):
-                if self._config.state_format == "raw":
-                    domain.saveFlags(path, None, flags)
-                else:
-                    format_ = {_IMAGE_FORMAT: self._config.state_format}
-                    domain.saveParams({libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: path, **format_}, flags)
+            path = statefiles.next_path(name, self._hypervisors.state_files([name], [host]), self._config)
+            self._write(where, connection, domain, path)
         for state in self._hypervisors.state_files([name], [host]):
             if state.path == path and state.machine:
                 return state
         raise ProviderError(f"{host}: the memory of {name} was written, but there is no complete {path}")
+
+    def save_to(self, name, host, path):
+        """
+        Write a machine's memory to a file of one's choice; the machine is nothing but this file and its volumes then.
+
+        :raises ProviderError, Unreachable: as :meth:`save`
+        """
+        where, connection, domain = self._hypervisors.find(name, [host])
+        self._write(where, connection, domain, path)
+        statefiles.read(host, connection, self._config, path)
+        with asking(where, connection, f"can't undefine {name}"):
+            undefine(domain)
+
+    def read(self, path, host):
+        """
+        A state file wherever it is on a host.
+
+        :rtype: StateFile
+        :raises ProviderError: it can't be restored from, or is not of this cluster
+        """
+        [connection] = self._hypervisors.connect([host]).values()
+        return statefiles.read(host, connection, self._config, path)
 
     def let_go(self, name, host):
         """
@@ -381,6 +396,15 @@ class VmStates:
             time.sleep(_POLL)
         out, err = (base64.b64decode(status.get(key, "")).decode(errors="replace") for key in ("out-data", "err-data"))
         return status.get("exitcode", 128 + status.get("signal", 0)), out, err
+
+    def _write(self, host, connection, domain, path):
+        flags = libvirt.VIR_DOMAIN_SAVE_PAUSED | self._cache_flag
+        with asking(host, connection, f"can't write the memory of {domain.name()} to {path}"):
+            if self._config.state_format == "raw":
+                domain.saveFlags(path, None, flags)
+            else:
+                format_ = {_IMAGE_FORMAT: self._config.state_format}
+                domain.saveParams({libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: path, **format_}, flags)
 
     @property
     def _cache_flag(self):
