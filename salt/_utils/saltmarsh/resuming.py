@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 REGISTER_SECONDS = 60
 LEFTOVER_SECONDS = 120  # Slurm's KillWait comes first
+ASK_AGAIN = 12
 _POLL = 0.2
 _RESUMABLE = frozenset({State.SUSPENDED, State.FAILED})
 _THERE = (PowerState.RUNNING, PowerState.PAUSED)
@@ -226,14 +227,14 @@ def _gate(controller, node):
 
 def _end_leftovers(controller, node, guest):
     """Processes of jobs that ended while the node was away: slurmctld has them killed when slurmd registers."""
-    deadline = time.monotonic() + LEFTOVER_SECONDS
-    told = False
+    deadline, ask_at = time.monotonic() + LEFTOVER_SECONDS, 0.0
     while left := guest.jobs() - {job.id for job in controller.slurm.jobs([node.name])}:
         if time.monotonic() > deadline:
             return [f"processes of jobs {', '.join(map(str, sorted(left)))}, which have ended, are still there"]
-        if not told:
+        if time.monotonic() >= ask_at:
+            # Again and again: of a job that ended less than MessageTimeout ago slurmctld takes no notice (measured).
             guest.restart_slurmd()
-            told = True
+            ask_at = time.monotonic() + ASK_AGAIN
         time.sleep(_POLL)
     return []
 
@@ -262,6 +263,9 @@ def _hand_over(controller, operation, nodes, marks, say):
     slurm.set_addresses({node.name: node.address for node in nodes})
     stopped = sorted({job for name in names if marks[name] for job in marks[name].jobs})
     if stopped:
+        # One that somebody has resumed meanwhile runs for Slurm alone: its processes never heard of it (measured).
+        awake = {job.handle for job in slurm.jobs(names) if "RUNNING" in job.states}
+        slurm.suspend_jobs(sorted(awake & set(stopped)))
         slurm.resume_jobs(stopped, REGISTER_SECONDS)
         say(f"{nodeset(names)}: jobs {', '.join(stopped)} go on")
     drained = {name: marks[name].drained for name in names if marks[name] and marks[name].drained}
