@@ -221,6 +221,8 @@ def test_a_push_leaves_nodes_that_are_away_alone(grown, pillar):
     assert push(grown, pillar, publish).changed
     assert told == ["vn002"]
     assert_held(grown, job, "vn001")
+    # What slurmd had fetched would come before the controller's own files.
+    grown.run("test", "!", "-e", slurmpush.FETCHED)
 
 
 def test_one_job_of_an_array_is_suspended_and_no_other(grown):
