@@ -13,8 +13,9 @@ include:
 slurmd:
   service.running:
     - enable: True
-    - require:
+    - watch:
       - file: /etc/default/slurmd
+    - require:
       - file: /etc/systemd/system/slurmd.service.d/saltmarsh.conf
       - slurm: /etc/slurm
       - service: munge

@@ -177,6 +177,21 @@ def test_a_job_that_is_cancelled_while_its_node_is_away_ends_and_its_processes_w
     assert (grown.shared / "count.epilogs").read_text().split() == [str(job.id), "vn001"]
 
 
+def test_a_job_that_was_resumed_before_its_node_was_back_goes_on_when_it_is_suspended_and_resumed_once_more(grown):
+    job = run_job(grown)
+    suspend(grown, job)
+    stand_in("vn001")
+    slurm.resume_jobs([job.handle], 20)
+    assert grown.job(job.id).states == {"RUNNING"}
+    bring_back(grown)
+    slurm.undrain("vn001")
+    wait_until(lambda: slurm.nodes("vn001")["vn001"].states == {"ALLOCATED", "CLOUD"}, 20)
+    assert processes(grown, "vn001") == {"T"}
+    slurm.suspend_jobs([job.handle])
+    slurm.resume_jobs([job.handle], 20)
+    grown.counts_on(job.id)
+
+
 def test_slurmds_that_forward_pings_send_them_to_the_stand_in(cluster, pillar):
     """slurmctld gives them the addresses: in their own configuration a node still has its own."""
     pillar["elastic"]["pools"]["virtual"] |= {"nodes": "vn[001-006]", "addresses": "10.77.0.101-106"}
