@@ -6,6 +6,7 @@ which the master must allow it (``peer``, see docs/howto/slurm.md).
 """
 
 import functools
+import re
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -16,6 +17,7 @@ from saltmarsh.pools import parse_nodes
 __virtualname__ = "slurm"
 
 _PUBLISH_TIMEOUT = 30
+_JOB = re.compile(r"[1-9][0-9]*(_([0-9]+|\[[0-9,:-]+\]))?")
 
 
 def __virtual__():
@@ -86,7 +88,8 @@ def nodes(names=None):
 @_errors_of_salt
 def jobs(nodes=None):
     """
-    Jobs that are pending, running, suspended or completing, by id.
+    Jobs that are pending, running, suspended or completing, by id. The handle is how Slurm's commands name exactly this
+    job, for example ``4711_3`` for one of an array.
 
     nodes
         a hostlist: only jobs on these nodes; all jobs if it is left out
@@ -99,6 +102,7 @@ def jobs(nodes=None):
     """
     return {
         job.id: {
+            "handle": job.handle,
             "name": job.name,
             "user": job.user,
             "partition": job.partition,
@@ -176,7 +180,7 @@ def cancel(*ids):
     Cancel jobs.
 
     ids
-        one or more job ids; a job that has already ended is no error
+        one or more job ids or handles; a job that has already ended is no error
 
     CLI Example:
 
@@ -194,7 +198,7 @@ def requeue(*ids):
     Put running batch jobs back into the queue.
 
     ids
-        one or more job ids
+        one or more job ids or handles
 
     CLI Example:
 
@@ -203,6 +207,48 @@ def requeue(*ids):
         salt ctl slurm.requeue 4711
     """
     slurm.requeue_jobs(_job_ids(ids))
+    return True
+
+
+@_errors_of_salt
+def suspend_jobs(*ids):
+    """
+    Stop the processes of running jobs. For Slurm their CPUs are free then: drain the nodes before, or another job
+    starts there.
+
+    ids
+        one or more job ids or handles; a job that has ended or is suspended already is no error
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ctl slurm.suspend_jobs 4711 4712_3
+    """
+    slurm.suspend_jobs(_job_ids(ids))
+    return True
+
+
+@_errors_of_salt
+def resume_jobs(*ids, timeout=60):
+    """
+    Let suspended jobs go on.
+
+    ids
+        one or more job ids or handles; a job that has ended or runs is no error
+
+    timeout
+        for how many seconds to try again while Slurm refuses
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt ctl slurm.resume_jobs 4711 4712_3
+    """
+    if type(timeout) not in (int, float) or timeout < 0:
+        raise SaltInvocationError(f"timeout: expected seconds, got {timeout!r}")
+    slurm.resume_jobs(_job_ids(ids), timeout)
     return True
 
 
@@ -341,6 +387,6 @@ def _publish(names, function, *args):
 
 
 def _job_ids(ids):
-    if not ids or any(type(job) is not int or job < 1 for job in ids):
-        raise SaltInvocationError(f"expected one or more job ids, got {ids!r}")
+    if not ids or any(isinstance(job, bool) or not _JOB.fullmatch(str(job)) for job in ids):
+        raise SaltInvocationError(f"expected one or more job ids or handles such as 4711 and 4711_3, got {ids!r}")
     return ids

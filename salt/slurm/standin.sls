@@ -1,12 +1,20 @@
 # The stand-in: a slurmd on the controller that answers slurmctld's pings for nodes that are suspended. It is in no
-# partition and runs no job.
+# partition and runs no job. Its own file lacks the programs that it would run for those nodes.
 include:
   - slurm.controller
   - slurm.slurmd
 
+/etc/default/slurmd:
+  file.managed:
+    - contents: SLURMD_OPTIONS="-f /etc/slurm/standin.conf"
+    - require:
+      - pkg: slurm packages
+
 slurmd:
   service.running:
     - enable: True
+    - watch:
+      - file: /etc/default/slurmd
     - require:
       - file: /etc/systemd/system/slurmd.service.d/saltmarsh.conf
       - slurm: /etc/slurm

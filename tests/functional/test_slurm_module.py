@@ -20,7 +20,15 @@ def test_the_configuration_can_be_seen_without_slurm(call):
 
 @pytest.mark.parametrize(
     "argv",
-    [("slurm.ping",), ("slurm.nodes",), ("slurm.jobs",), ("slurm.drain", "hv1", "why"), ("slurm.cancel", "4711")],
+    [
+        ("slurm.ping",),
+        ("slurm.nodes",),
+        ("slurm.jobs",),
+        ("slurm.drain", "hv1", "why"),
+        ("slurm.cancel", "4711"),
+        ("slurm.suspend_jobs", "4711", "4712_3"),
+        ("slurm.resume_jobs", "4711_[2-4]"),
+    ],
 )
 def test_without_slurm_nothing_is_pretended(call, argv):
     done = call(*argv)
@@ -34,6 +42,10 @@ def test_without_slurm_nothing_is_pretended(call, argv):
         (("slurm.cancel",), "expected one or more job ids"),
         (("slurm.cancel", "all"), "expected one or more job ids"),
         (("slurm.requeue", "0"), "expected one or more job ids"),
+        (("slurm.suspend_jobs",), "expected one or more job ids"),
+        (("slurm.suspend_jobs", "4711_"), "expected one or more job ids"),
+        (("slurm.resume_jobs", "4711_3,4712"), "expected one or more job ids"),
+        (("slurm.resume_jobs", "4711", "timeout=soon"), "timeout: expected seconds"),
         (("slurm.drain", "hv1[", "why"), "is not a hostlist"),
         (("slurm.nodes", "@all"), "is not a hostlist"),
     ],

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-MACHINES = {"ctl": "munge,slurm.controller", "hv1": "munge,slurm.host", "hv2": "munge,slurm.host"}
+MACHINES = {"ctl": "munge,slurm.controller,slurm.standin", "hv1": "munge,slurm.host", "hv2": "munge,slurm.host"}
 SITE_PILLAR = "/srv/pillar-site/secret.sls"
 COUNT = "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.5; done"
 

@@ -158,6 +158,22 @@ def test_the_stand_in_is_a_node_on_the_controller(pillar, keys, name):
     assert name not in slurmconf.pool_addresses(pillar)
 
 
+def test_the_stand_in_runs_no_program_of_the_nodes_it_answers_for(pillar):
+    programs = ["Epilog", "healthcheckprogram", "PlugStackConfig", "Prolog", "RebootProgram"]
+    pillar["slurm"]["config"] |= {**dict.fromkeys(programs, "/usr/sbin/reboot"), "PrologFlags": "Alloc"}
+    files = slurmconf.render(pillar)
+    [(name, text)] = slurmconf.for_standin(files).items()
+    assert name == "standin.conf"
+    assert files["slurm.conf"].count("/usr/sbin/reboot") == len(programs)
+    assert "/usr/sbin/reboot" not in text
+    rest = [line for line in files["slurm.conf"].splitlines() if "/usr/sbin/reboot" not in line]
+    assert text.splitlines() == [*rest, "PlugStackConfig=/dev/null"]
+
+
+def test_without_a_slurm_conf_there_is_nothing_for_the_stand_in():
+    assert slurmconf.for_standin({}) == {}
+
+
 @pytest.mark.parametrize("word", ["ALL", "all"])
 def test_a_partition_of_all_nodes_is_without_the_stand_in(pillar, word):
     pillar["slurm"]["partitions"] |= {"every": {"Nodes": word}, "virtual": {"Nodes": word, "Default": True}}

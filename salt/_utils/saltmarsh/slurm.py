@@ -314,7 +314,9 @@ def resume_jobs(handles, timeout):
     """
     Let suspended jobs go on; ones that have ended or run are no error.
 
-    slurmctld refuses while a node has not answered since slurmctld has started: it is asked again until it does not.
+    Their nodes must be back: slurmctld does not wait for their answers, and of a node that does not hear it the job is
+    RUNNING with its processes stopped, until it is suspended and resumed once more (measured). Where slurmctld refuses,
+    as for a node it takes for UNKNOWN, it is asked again.
 
     :param handles: of jobs, or ids
     :param float timeout: seconds

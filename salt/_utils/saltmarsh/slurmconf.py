@@ -19,6 +19,7 @@ from saltmarsh.hostlist import fold
 from saltmarsh.pools import Host, Label, Partition, Site, Word
 
 FILES = ("slurm.conf", "cgroup.conf")
+STANDIN = "standin.conf"  # beside them on the controller alone
 POWER_PROGRAM = "/usr/local/libexec/saltmarsh/slurm-power"
 
 # What pillar may change.
@@ -53,6 +54,9 @@ FIXED = {
 }
 _POOL_PARTITION = {"SuspendTime": "3600"}
 _OWN_KEYWORDS = {"ClusterName", "SlurmctldHost", "NodeName", "PartitionName", "DownNodes", "SuspendExcParts", *FIXED}
+
+# What slurmd would run on the controller in the place of a node that is suspended.
+_PROGRAMS = ("Epilog", "HealthCheckProgram", "PlugStackConfig", "Prolog", "RebootProgram")
 
 _HEADER = "# Written by Salt from pillar (slurm.push_config). Changes made here are lost.\n"
 
@@ -151,6 +155,23 @@ def render_trial(pillar, directory):
     address = {"NodeAddr": settings.controller.address}
     nodes = {name: _override(address, keywords) for name, keywords in settings.nodes.items()}
     return _files(settings.model_copy(update={"config": _override(config, own), "nodes": nodes}), pools)
+
+
+def for_standin(files):
+    """
+    The file that the stand-in reads instead of slurm.conf: the same without the programs that slurmd runs.
+
+    It would run them on the controller, in the place of a node that is suspended. And with an Epilog it tells slurmctld
+    in its own name that a job has ended, which leaves the job COMPLETING (measured).
+
+    :param dict files: the text of each file by name
+    :returns: the text by name; nothing if there is no slurm.conf
+    :rtype: dict[str, str]
+    """
+    if "slurm.conf" not in files:
+        return {}
+    without = re.sub(rf"(?im)^({'|'.join(_PROGRAMS)})=.*\n", "", files["slurm.conf"])
+    return {STANDIN: f"{without}PlugStackConfig=/dev/null\n"}  # its default is a file, too
 
 
 def digest(files):

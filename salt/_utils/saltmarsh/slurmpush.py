@@ -68,7 +68,8 @@ class Controller:
         files = slurmconf.render(self._pillar)
         before = read(CONFIG)
         running = self._runs()
-        result = Pushed(slurmconf.digest(files), files != before, _diff(before, files), running)
+        changed = files != before or not _is_standin_current(files)
+        result = Pushed(slurmconf.digest(files), changed, _diff(before, files), running)
         if running and not result.changed and not slurm.is_config_current():
             result = Pushed(result.digest, True, result.diff, running)
         if test or not result.changed:
@@ -80,7 +81,7 @@ class Controller:
             if running:
                 self._replace(files, before)
             else:
-                write(files, CONFIG)
+                _write_here(files)
             _keep(files)
         if running:
             self._spread(result.digest)
@@ -129,7 +130,7 @@ class Controller:
     def _replace(self, files, before):
         # Files that somebody has edited are not what slurmctld runs with.
         good = before if slurm.is_config_current() else _latest_kept() or before
-        started = _started()
+        started = self._started()
         try:
             addresses = slurmconf.pool_addresses(self._pillar)
             if addresses.keys() - slurm.nodes().keys():
@@ -149,12 +150,12 @@ class Controller:
         slurm.set_addresses({name: addresses[name] for name, node in slurm.nodes(addresses).items() if _away(node)})
 
     def _apply(self, files):
-        write(files, CONFIG)
+        _write_here(files)
         slurm.reconfigure(self._is_active)
 
     def _roll_back(self, good, err):
         """Put the last good files back, make slurmctld run with them, and say why."""
-        write(good, CONFIG)
+        _write_here(good)
         try:
             slurm.reconfigure(self._is_active)
         except SaltmarshError:
@@ -162,10 +163,23 @@ class Controller:
             slurm.wait_ping(_SETTLE)
         raise SlurmError(f"{err}; the last good configuration ({slurmconf.digest(good)[:12]}) is back") from err
 
+    def _there(self):
+        """Nodes whose own slurmd has registered: neither the stand-in nor one that it answers for."""
+        standin = slurmconf.controller(self._pillar).address
+        return [node for node in slurm.nodes().values() if node.registered and node.address != standin]
+
+    def _started(self):
+        """Since when each slurmd runs. It is known in whole seconds: wait until a new start is another one."""
+        while True:
+            started = {node.name: node.slurmd_start for node in self._there()}
+            if not 0 <= time.time() - max(started.values(), default=0) < 1:
+                return started
+            time.sleep(_POLL)
+
     def _spread(self, digest):
         """Let copies be written, and compare digests on every node that is there."""
         copies = slurmconf.local_copies(self._pillar)
-        live = [name for name, node in slurm.nodes().items() if node.registered]
+        live = [node.name for node in self._there()]
         told = {name: ("slurm.fetch_config", digest) if name in copies else ("slurm.config_hash",) for name in live}
         answers = {}
         for call in sorted(set(told.values())):
@@ -232,7 +246,7 @@ def write(files, directory):
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         present = read(directory)
-        for name in slurmconf.FILES:
+        for name in dict.fromkeys((*slurmconf.FILES, *files)):
             if name not in files:
                 (directory / name).unlink(missing_ok=True)
             elif files[name] != present.get(name):
@@ -254,17 +268,18 @@ def _replace_file(path, text):
         new.unlink(missing_ok=True)
 
 
+def _write_here(files):
+    """Replace the configuration on the controller: slurmctld's and the stand-in's."""
+    write(files | slurmconf.for_standin(files), CONFIG)
+
+
+def _is_standin_current(files):
+    path = CONFIG / slurmconf.STANDIN
+    return path.exists() and path.read_text() == slurmconf.for_standin(files)[slurmconf.STANDIN]
+
+
 def _away(node):
     return node.absent or node.startable
-
-
-def _started():
-    """Since when each slurmd runs. It is known in whole seconds: wait until a new start is another one."""
-    while True:
-        started = {node.name: node.slurmd_start for node in slurm.nodes().values() if node.registered}
-        if not 0 <= time.time() - max(started.values(), default=0) < 1:
-            return started
-        time.sleep(_POLL)
 
 
 def _wait_restarted(started):

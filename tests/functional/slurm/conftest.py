@@ -19,7 +19,7 @@ import pytest
 
 from saltmarsh import slurm, slurmconf, slurmpush
 
-NODES = {"hv1": "10.77.0.11", **{f"vn{number:03d}": f"10.77.0.{100 + number}" for number in range(1, 5)}}
+NODES = {"hv1": "10.77.0.11", **{f"vn{number:03d}": f"10.77.0.{100 + number}" for number in range(1, 7)}}
 SLURMCTLD = ("slurmctld", "slurmctld-wlm")  # the latter once it has reconfigured itself
 PLUGINS = "usr/lib/x86_64-linux-gnu/slurm-wlm"
 COMMANDS = ("scontrol", "squeue", "scancel", "sbatch", "sinfo", "ip")
@@ -123,12 +123,39 @@ class Machine:
 
     # nodes
 
+    def start_standin(self):
+        """Start the stand-in as its service does, and wait until it has registered."""
+        self.start("slurmd", "-D", "-f", f"/etc/slurm/{slurmconf.STANDIN}")
+        wait_until(lambda: slurm.nodes("standin")["standin"].registered, 20)
+
+    def standin_processes(self):
+        """Ids of the stand-in's processes: the only slurmd in the controller's own network."""
+        ours = os.readlink(f"/proc/{self._process.pid}/ns/net")
+        slurmds = self.processes("slurmd", "slurmd-wlm")  # the latter once it has reconfigured itself
+        return [pid for pid in slurmds if os.readlink(f"/proc/{pid}/ns/net") == ours]
+
+    def stop_standin(self):
+        """Stop the stand-in as the service manager does."""
+        for pid in self.standin_processes():
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not self.standin_processes(), 20)
+
     def boot(self, *names):
         """Start the slurmd of nodes, as the ready gate does on a VM."""
         spool = "mount -t tmpfs t /run/slurm && mount -t tmpfs t /var/lib/slurm/slurmd && hostname $0 && exec "
         for name in names:
             self.start("ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c",
                        f"{spool} slurmd -D -N $0 --conf-server ctl:6817", name)  # fmt: skip
+
+    def cut(self, *names):
+        """Cut nodes off from the network: nobody answers there, as when their VMs are on disk."""
+        for name in names:
+            self.run("ip", "link", "set", name, "down")
+
+    def connect(self, *names):
+        """Connect nodes again."""
+        for name in names:
+            self.run("ip", "link", "set", name, "up")
 
     def lose(self, *names):
         """End all processes of nodes at once, as when their VMs are destroyed."""
@@ -171,6 +198,12 @@ class Machine:
     def job(self, number):
         """A job as slurmctld sees it; None once it is gone."""
         return next((job for job in slurm.jobs() if job.id == number), None)
+
+
+def write_config(machine, pillar):
+    """Put the configuration that follows from pillar in place, as for a slurmctld that does not run."""
+    files = slurmconf.render(pillar)
+    slurmpush.write(files | slurmconf.for_standin(files), machine.config)
 
 
 def wait_until(condition, seconds):
@@ -247,11 +280,14 @@ def cluster(machine, pillar, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(machine.shared))
     monkeypatch.setattr(slurmpush, "CONFIG", machine.config)
     monkeypatch.setattr(slurmpush, "KEPT", machine.shared / "kept")
-    slurmpush.write(slurmconf.render(pillar), machine.config)
+    write_config(machine, pillar)
     machine.start_slurmctld()
     slurm.park(slurmconf.pool_addresses(pillar))
     yield machine
     machine.lose(*NODES)
+    machine.connect(*NODES)
+    for pid in machine.standin_processes():
+        os.kill(pid, signal.SIGKILL)
     machine.signal_slurmctld(signal.SIGKILL)
     wait_until(lambda: not machine.slurmctld_runs(), 10)
     for path in (*machine.shared.glob("count.*"), *(machine.root / "var/lib/slurm/slurmctld").iterdir()):

@@ -74,6 +74,13 @@ def test_files_that_slurmctld_has_not_read_yet_are_pushed_once_more(grown, pilla
     assert shown(grown, "SlurmdTimeout") == "44 sec"
 
 
+def test_the_stand_in_gets_its_file_back(cluster, pillar):
+    before = on_disk(cluster)
+    (cluster.config / "standin.conf").unlink()
+    pushed = push(cluster, pillar)
+    assert (pushed.changed, pushed.diff, on_disk(cluster)) == (True, "", before)
+
+
 def test_jobs_that_run_or_wait_survive_a_push_a_reconfigure_and_a_restart(grown, pillar):
     running = [grown.submit("-w", name) for name in ADDRESSES]
     waiting = grown.submit("-w", "vn001")
