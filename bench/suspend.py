@@ -10,9 +10,10 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+from vm import read, run_salt
+
 from labtools import cluster, container
 from labtools.settings import CTL, MACHINES, STATE
-from vm import read, run_salt
 
 ROUNDS = 3
 FILE = "/srv/states/bench.memory"

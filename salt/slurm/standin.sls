@@ -10,12 +10,22 @@ include:
     - require:
       - pkg: slurm packages
 
+# Without it, the nodes it answers for lose their jobs after SlurmdTimeout, however it ended.
+/etc/systemd/system/slurmd.service.d/standin.conf:
+  file.managed:
+    - contents: |
+        [Service]
+        Restart=always
+        RestartSec=1
+    - require:
+      - file: /etc/systemd/system/slurmd.service.d/saltmarsh.conf
+
 slurmd:
   service.running:
     - enable: True
     - watch:
       - file: /etc/default/slurmd
     - require:
-      - file: /etc/systemd/system/slurmd.service.d/saltmarsh.conf
+      - file: /etc/systemd/system/slurmd.service.d/standin.conf
       - slurm: /etc/slurm
       - service: munge
