@@ -163,6 +163,7 @@ def test_the_clock_of_a_time_limit_stands_still_meanwhile(lab):
     must(lab, "suspend", FIRST)
     time.sleep(5)
     must(lab, "resume", FIRST)
+    wait_counts(lab, str(number), 2)
     after = job(lab, number)
     gone = after["end_time"]["number"] - before["end_time"]["number"]
     assert gone == pytest.approx(longest_gap(counted(lab, str(number))), abs=5)
