@@ -10,14 +10,15 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import neighbours
 import pytest
 from views import assert_suspended, assert_working, states
 
 from saltmarsh import recovery
+from saltmarsh.errors import SaltmarshError
 from saltmarsh.growing import grow
 from saltmarsh.migrating import migrate
 from saltmarsh.model import State
@@ -35,21 +36,14 @@ def suspend_both(controller):
     suspend(controller, NODES, by="alice", why="a test")
 
 
-def suspend_with_one_drained(controller):
-    suspend(controller, ["osg1"], by="alice", why="a test")
-
-
-def suspend_and_fail(controller):
+def suspend_in_vain(controller):
     """The second can't be written, so all go on."""
     controller.minions.provider.fail("half-saved", "osg2", "no space left")
-    suspend(controller, NODES, by="alice", why="a test")
+    suspend_both(controller)
 
 
 def resume_both(controller):
-    resume(controller, NODES)
-
-
-def resume_elsewhere(controller):
+    """On another host."""
     resume(controller, NODES, host="hv2")
 
 
@@ -60,7 +54,7 @@ def migrate_both(controller):
 def migrate_in_vain(controller):
     """The second can't be restored there, so all come back where they were."""
     controller.minions.provider.fail("restore", "osg2.hv2", "no such bridge")
-    migrate(controller, NODES, "hv2", by="alice")
+    migrate_both(controller)
 
 
 def migrate_live(controller):
@@ -101,6 +95,7 @@ class Site:
 
     def keep(self):
         """Remember how everything is."""
+        shutil.rmtree(self.kept, ignore_errors=True)
         shutil.copytree(self.directory, self.kept)
 
     def put_back(self):
@@ -146,21 +141,20 @@ class Site:
         controller = self.open(count)
         try:
             act(controller)
-        except recovery.SaltmarshError:
-            assert act in FAILING
+        except SaltmarshError:
+            assert act in IN_VAIN
 
 
-FAILING = (suspend_and_fail, migrate_in_vain)
-ACTS = [
-    suspend_both,
-    suspend_with_one_drained,
-    suspend_and_fail,
-    resume_both,
-    resume_elsewhere,
-    migrate_both,
-    migrate_in_vain,
-    migrate_live,
-]
+# What is done, and what nodes are after it was killed: sooner or later.
+IN_VAIN = (suspend_in_vain, migrate_in_vain)
+ACTS = {
+    suspend_both: {State.READY, State.SUSPENDED},
+    suspend_in_vain: {State.READY},
+    resume_both: {State.SUSPENDED, State.READY},
+    migrate_both: {State.READY},
+    migrate_in_vain: {State.READY},
+    migrate_live: {State.READY},
+}
 
 
 @pytest.fixture
@@ -175,61 +169,82 @@ def site(pillar, tmp_path):
     return made
 
 
-def prepared(site, act):
-    if act in (resume_both, resume_elsewhere):
-        controller = site.open()
+@pytest.fixture
+def act(request, site):
+    """Something that is done to two nodes, of which the administrator has drained one."""
+    controller = site.open()
+    controller.slurm.drain(["osg2"], LOUD)
+    if request.param is resume_both:
         suspend_both(controller)
-        controller.ledger.close()
-    if act is suspend_with_one_drained:
-        controller = site.open()
-        controller.slurm.drain(["osg2"], LOUD)
-        controller.ledger.close()
+    controller.ledger.close()
     site.keep()
+    return request.param
 
 
-def assert_nothing_is_lost(controller, act):
+@contextmanager
+def next_one(site, what):
+    """The controller of whoever comes next; everything is put back afterwards."""
+    controller = site.open()
+    for fault, name in (("half-saved", "osg2"), ("restore", "osg2.hv2")):
+        controller.minions.provider.mend(fault, name)
+    try:
+        yield controller
+    except Exception as err:
+        raise AssertionError(f"{what}: {err}") from err
+    finally:
+        controller.ledger.close()
+
+
+def assert_nothing_is_lost(controller):
+    """All nodes are in one state, which is the answer; with their job, and drained as they were."""
     assert controller.ledger.operations() == ()
-    (state,) = set(states(controller).values())
-    if state is State.READY:
-        if act is suspend_with_one_drained:
-            drained = {name: node.reason for name, node in controller.slurm.nodes(NODES).items() if "DRAIN" in node.states}
-            assert drained == {"osg2": LOUD}
-            controller.slurm.undrain(["osg2"])
-        assert_working(controller, NODES, [JOB])
-    else:
-        assert_suspended(controller, NODES, [JOB])
     assert controller.slurm.killed == []
+    (state,) = set(states(controller).values())
+    if state is State.SUSPENDED:
+        assert_suspended(controller, NODES, [JOB])
+        return state
+    drained = {name: node.reason for name, node in controller.slurm.nodes(NODES).items() if "DRAIN" in node.states}
+    assert drained == {"osg2": LOUD}
+    controller.slurm.undrain(["osg2"])
+    assert_working(controller, NODES, [JOB])
+    controller.slurm.drain(["osg2"], LOUD)
+    return state
 
 
-def go_on(controller, act):
+def go_on(controller):
     """A following suspend and resume work, from wherever."""
     if set(states(controller).values()) == {State.READY}:
         suspend_both(controller)
-        act = suspend_both
     resume_both(controller)
-    assert set(states(controller).values()) == {State.READY}
-    assert_nothing_is_lost(controller, act)
+    assert assert_nothing_is_lost(controller) is State.READY
 
 
-@pytest.mark.parametrize("act", ACTS, ids=[act.__name__ for act in ACTS])
-def test_whatever_boundary_it_is_killed_at_nothing_is_lost(act, site, tmp_path):
-    prepared(site, act)
+@pytest.mark.parametrize(("act", "expected"), ACTS.items(), ids=[each.__name__ for each in ACTS], indirect=["act"])
+def test_whatever_boundary_it_is_killed_at_nothing_is_lost(act, expected, site):
     number, reached = 0, set()
     while moment := site.run(act, number := number + 1):
-        controller = site.open()
-        try:
-            for fault in ("half-saved", "restore"):
-                for name in ("osg2", "osg2.hv2"):
-                    controller.minions.provider.mend(fault, name)
+        with next_one(site, f"{act.__name__} killed {moment}") as controller:
             recovery.recover_abandoned(controller)
-            assert_nothing_is_lost(controller, act)
-            reached |= set(states(controller).values())
-            if set(states(controller).values()) == {State.SUSPENDED} or number % 5 == 0:
-                go_on(controller, act)
-        except Exception as err:
-            raise AssertionError(f"{act.__name__}, killed {moment}: {err}") from err
-        finally:
-            controller.ledger.close()
-            site.put_back()
-    assert number > 20
-    print(act.__name__, number, reached)
+            reached.add(assert_nothing_is_lost(controller))
+            if number % 4 == 0:
+                go_on(controller)
+        site.put_back()
+    assert number > 8
+    assert reached == expected
+
+
+@pytest.mark.parametrize("act", [migrate_both], indirect=True)
+@pytest.mark.parametrize("moment", ["save", "restore", "set_clock"])
+def test_a_recovery_may_be_killed_as_well(act, moment, site):
+    number = 1
+    while not site.run(act, number).endswith(f": {moment}"):
+        number += 1
+        site.put_back()
+    site.keep()
+    number = 0
+    while again := site.run(recovery.recover_abandoned, number := number + 1):
+        with next_one(site, f"killed at {moment}, its recovery {again}") as controller:
+            recovery.recover_abandoned(controller)
+            assert_nothing_is_lost(controller)
+        site.put_back()
+    assert number > 8
