@@ -30,7 +30,8 @@ class Slurm:
     The functions of saltmarsh.slurm that the verbs use.
 
     ``reachable`` says whether it answers; ``before`` holds what happens when a function is called, by its name;
-    ``kept`` are nodes that it does not give back; ``killed`` are the jobs that lost a node.
+    ``kept`` are nodes that it does not give back; ``foreign`` are nodes of no pool, on which jobs may run as well;
+    ``killed`` are the jobs that lost a node.
     """
 
     def __init__(self, site):
@@ -39,6 +40,7 @@ class Slurm:
         self.before = {}
         self.calls = []
         self.kept = set()
+        self.foreign = NodeSet("metal[1-9]", resolver=RESOLVER_NOGROUP)
         self.killed = []
         self._file = None
         self._jobs = {}
@@ -90,18 +92,24 @@ class Slurm:
         """The states of a job; none if it has ended."""
         return set(self._jobs[number].states) if number in self._jobs else set()
 
-    def start_job(self, number, nodes):
-        """A job starts."""
+    def start_job(self, number, nodes, handle=None, states=("RUNNING",)):
+        """A job starts; ``handle`` is what it shares with the other parts of a heterogeneous one."""
         nodes = NodeSet(nodes, resolver=RESOLVER_NOGROUP)
-        assert all(map(self.usable, nodes))
+        assert all(map(self.usable, nodes - self.foreign))
         self._jobs[number] = SlurmJob(
-            number, str(number), "job", "alice", "virtual", frozenset({"RUNNING"}), nodes, "None"
+            number, handle or str(number), "job", "alice", "virtual", frozenset(states), nodes, "None"
         )
+        self._save()
+
+    def change_job(self, number, *states):
+        """A job is in other states from now on."""
+        self._jobs[number] = replace(self._jobs[number], states=frozenset(states))
         self._save()
 
     def end_job(self, number):
         """A job ends by itself."""
         del self._jobs[number]
+        self._save()
 
     def forget(self, name):
         """A node is no longer in Slurm's configuration."""
@@ -140,6 +148,12 @@ class Slurm:
             self._set([name], states=self._nodes[name].states - {"DRAIN"}, reason="")
 
     @_asked
+    def down(self, names, reason):
+        for name in names:
+            self._kill_jobs(name)
+            self._set([name], states=self._nodes[name].states - {"IDLE"} | {"DOWN"}, reason=reason)
+
+    @_asked
     def set_addresses(self, addresses):
         stale = tuple(
             name for name in addresses if name in self._nodes and self._nodes[name].address != addresses[name]
@@ -160,11 +174,14 @@ class Slurm:
     def release(self, addresses, timeout):
         for name, address in addresses.items():
             if name not in self.kept and name in self._nodes:
-                self.killed += [job.id for job in self._jobs.values() if name in job.nodes]
-                self._jobs = {number: job for number, job in self._jobs.items() if name not in job.nodes}
+                self._kill_jobs(name)
                 self._set([name], states=_NOT_THERE, reason=NOT_GROWN, address=address)
         if kept := self.kept & addresses.keys():
             raise SlurmError(f"Slurm did not give nodes back within {timeout:g} s: it has {', '.join(sorted(kept))}")
+
+    def _kill_jobs(self, name):
+        self.killed += [job.id for job in self._jobs.values() if name in job.nodes]
+        self._jobs = {number: job for number, job in self._jobs.items() if name not in job.nodes}
 
     def _change_jobs(self, handles, before, after):
         wanted = set(map(str, handles))

@@ -4,47 +4,57 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
-from saltmarsh import munge as real_munge
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError
 from saltmarsh.guest import JOB_PROCESSES, READY_AGAIN
 from saltmarsh.machine import Machine, PowerState, StateFile, Suspension
 from saltmarsh.vmstate import Look
 
 KILL = "kill"
+CREDENTIAL = "MUNGE:controller\n"
 
 
 class Munge:
     """Munge that takes every credential."""
 
-    encode = staticmethod(lambda: "MUNGE:controller\n")
+    encode = staticmethod(lambda: CREDENTIAL)
     decode = staticmethod(lambda credential: None)
-
-
-assert {"encode", "decode"} <= set(dir(real_munge))
 
 
 class VmStates:
     """
     As saltmarsh.vmstate.VmStates, for every machine of a provider; all in files, for several processes.
 
-    A fault of one of its functions is set by ``provider.fail(function, name, why)``; ``gate.NAME`` in the directory of
-    faults has what ``ready-again`` says is wrong, ``processes.NAME`` the ids of the jobs with processes there.
+    A machine's disk changes whenever the machine goes on. One that goes on with the memory of an earlier disk has
+    ruined it, which fails the test.
+
+    Its faults are set by ``provider.fail(function, name, why)``, where ``function`` is one of its own (or ``saved`` and
+    ``restored``: it fails afterwards; ``half-saved``: an incomplete file is left; ``died``: the machine dies meanwhile),
+    ``gate`` (what is wrong with a node), ``hanging`` (its jobs don't stop), or ``processes`` (the ids of jobs that have
+    ended and still have processes). ``choose_host`` and ``check_target`` fail by the name of a host. ``calls`` has the
+    names of its functions that were called, each with the machine's.
     """
 
     def __init__(self, provider, slurm):
+        self.calls = []
         self._provider = provider
         self._slurm = slurm
         self._saved = provider.store / "states"
-        self._saved.mkdir(exist_ok=True)
+        self._disks = provider.store / "disks"
+        for path in (self._saved, self._disks):
+            path.mkdir(exist_ok=True)
 
     def look(self, name, host=None):
+        """As VmStates.look; nothing is ever busy."""
+        self._fault("look", name)
         state = next(iter(self.state_files([name])), None)
         if (machine := self._read(name)) is None or host not in (None, machine["host"]):
             return Look(None, False, None, state)
         return Look(_machine(name, machine), False, _suspension(machine), state)
 
     def state_files(self, names=None, hosts=None):
+        """As VmStates.state_files."""
         found = []
         for path in self._saved.iterdir():
             name, number, _ = path.name.split(".")
@@ -67,124 +77,204 @@ class VmStates:
         return sorted(found, key=lambda state: (state.name, -state.number))
 
     def check_room(self, places):
+        """As VmStates.check_room."""
         for name in places:
             self._fault("check_room", name, NoCapacity)
 
     def mark(self, name, host, suspension):
-        self._fault("mark", name)
-        machine = self._there(name, host)
+        """As VmStates.mark."""
+        self._called("mark", name)
+        machine = self._active(name, host)
         machine["mark"] = suspension and vars(suspension)
         self._write(name, machine)
 
     def pause(self, name, host):
-        self._power("pause", name, host, "paused")
+        """As VmStates.pause."""
+        self._called("pause", name)
+        self._write(name, self._active(name, host) | {"power": "paused"})
 
     def unpause(self, name, host):
-        self._power("unpause", name, host, "running")
+        """As VmStates.unpause."""
+        self._called("unpause", name)
+        machine = self._active(name, host)
+        if _power(machine) == "paused":
+            assert machine.get("disk", 0) == self._disk(name), f"{name} ruins its disk"
+            (self._disks / name).write_text(str(self._disk(name) + 1))
+            self._write(name, machine | {"power": "running", "disk": self._disk(name)})
 
     def save(self, name, host, urgent=False):
-        self._fault("save", name)
-        machine = self._there(name, host)
+        """As VmStates.save."""
+        self._called("save", name)
         number = 1 + max((state.number for state in self.state_files([name])), default=0)
-        (self._saved / f"{name}.{number}.state").write_text(json.dumps(machine))
+        path = self._saved / f"{name}.{number}.state"
+        machine = self._active(name, host)
+        if self._text("half-saved", name) or self._text("died", name):
+            path.touch()
+        if self._text("died", name):
+            self._write(name, machine | {"power": "stopped"})
+        self._fault("half-saved", name)
+        self._fault("died", name)
+        path.write_text(json.dumps(machine))
         self._write(name, machine | {"power": "stopped"})
         self._fault("saved", name)
         return self.state_files([name])[0]
 
     def let_go(self, name, host):
-        self._fault("let_go", name)
-        self._file(name).unlink(missing_ok=True)
+        """As VmStates.let_go."""
+        self._called("let_go", name)
+        self._let_go(name, host)
 
     def choose_host(self, state, host=None, last=None):
+        """As VmStates.choose_host."""
+        if host not in (None, "hv1", "hv2"):
+            raise InvalidInput(f"{host} is not a host of this provider: hv1, hv2")
         chosen = host or last or state.host
-        self._fault("choose_host", chosen, InvalidInput)
+        self._fault("choose_host", chosen, NoCapacity)
         return chosen
 
     def restore(self, state, host):
-        self._fault("restore", state.name)
-        saved = json.loads((self._provider.store / "states" / f"{state.name}.{state.number}.state").read_text())
+        """As VmStates.restore."""
+        self._called("restore", state.name)
+        self._fault("restore", f"{state.name}.{host}")
+        if (there := self._read(state.name)) and _power(there) in ("running", "paused"):
+            raise ProviderError(f"{there['host']}: {state.name} is active already")
+        saved = json.loads(Path(state.path).read_text())
         self._write(state.name, saved | {"power": "paused", "host": host})
         self._fault("restored", state.name)
 
     def put_back(self, name, host):
-        if (machine := self._read(name)) is not None:
-            if machine.get("power", "running") == "running":
-                raise ProviderError(f"{host}: {name} runs already")
-            self._file(name).unlink()
+        """As VmStates.put_back."""
+        self._called("put_back", name)
+        machine = self._read(name)
+        if machine is None or machine["host"] != host:
+            return
+        if _power(machine) == "running" or not _suspension(machine) or _suspension(machine).ran:
+            raise ProviderError(f"{host}: {name} has run already")
+        self._write(name, machine | {"power": "stopped"})
+        self._let_go(name, host)
 
     def forget(self, name, host, older_than=None):
-        self._fault("forget", name)
+        """As VmStates.forget."""
+        self._called("forget", name)
         for state in self.state_files([name]):
             if older_than is None or state.number < older_than:
                 os.unlink(state.path)
 
-    def check_target(self, name, host, target):
-        self._there(name, host)
-        self._fault("check_target", name, NoCapacity)
+    def check_target(self, places, target):
+        """As VmStates.check_target."""
+        for name, host in places.items():
+            self._active(name, host)
+        self._fault("check_target", target, NoCapacity)
 
     def migrate(self, name, host, target):
-        self._fault("migrate", name)
-        self._write(name, self._there(name, host) | {"host": target})
+        """As VmStates.migrate."""
+        self._called("migrate", name)
+        self._write(name, self._active(name, host) | {"host": target})
+        self._fault("migrated", name)
 
     def set_clock(self, name, host, patience):
-        self._fault("set_clock", name)
+        """As VmStates.set_clock."""
+        self._called("set_clock", name)
+        self._running(name, host)
         return 0.0
 
     def run_in_guest(self, name, host, argv, text="", timeout=60):
-        self._fault("run_in_guest", name)
-        assert self._there(name, host).get("power", "running") == "running", "only a guest that runs answers"
+        """As VmStates.run_in_guest, with what the project's programs on a node do."""
         program, *arguments = argv
+        function = Path(program).name
+        self._called(function, name)
+        self._running(name, host)
         if program == JOB_PROCESSES:
             return self._job_processes(name, arguments)
         if program == READY_AGAIN:
-            assert text == Munge.encode()
-            wrong = self._text(f"gate.{name}")
+            assert text == CREDENTIAL
+            wrong = self._text("gate", name)
             return int(bool(wrong)), f"MUNGE:node\n{wrong}", ""
         assert argv == ["/usr/bin/systemctl", "restart", "slurmd"]
-        (self._provider.store / "faults" / f"processes.{name}").unlink(missing_ok=True)  # slurmctld has them killed
+        if not self._text("immortal", name):
+            self._provider.mend("processes", name)  # slurmctld has them killed
         return 0, "", ""
 
+    def die(self, name):
+        """A machine dies."""
+        self._write(name, self._read(name) | {"power": "stopped"})
+
     def _job_processes(self, name, wanted):
-        left = self._text(f"processes.{name}").split()
+        left = self._text("processes", name).split()
         jobs = {str(job.id): job.states for job in self._slurm.jobs([name])}
         if not wanted:
             return 0, "".join(f"{job} 1 S\n" for job in [*jobs, *left]), ""
-        running = [job for job in wanted if "RUNNING" in jobs.get(job, ())]
+        running = [job for job in wanted if "RUNNING" in jobs.get(job, ()) or self._text("hanging", name)]
         return int(bool(running)), "".join(f"{job} 1 S\n" for job in running), ""
 
-    def _text(self, fault):
-        path = self._provider.store / "faults" / fault
+    def _let_go(self, name, host):
+        machine = self._read(name)
+        if machine is None or machine["host"] != host:
+            return
+        saved = self.state_files([name])
+        if not saved or not saved[0].machine:
+            raise ProviderError(f"{host}: {name} has no complete state file and must not be undefined")
+        if _power(machine) in ("running", "paused"):
+            raise ProviderError(f"{host}: {name} is still active")
+        if not _suspension(machine) or _suspension(machine).ran:
+            raise ProviderError(f"{host}: {name} has run since {saved[0].path} was written")
+        self._file(name).unlink()
+
+    def _called(self, function, name):
+        self.calls.append((function, name))
+        self._fault(function, name)
+
+    def _text(self, function, name):
+        path = self._provider.store / "faults" / f"{function}.{name}"
         return path.read_text() if path.exists() else ""
 
     def _fault(self, function, name, kind=ProviderError):
-        if why := self._text(f"{function}.{name}"):
+        if why := self._text(function, name):
             if why == KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(60)
             raise kind(why)
 
-    def _power(self, function, name, host, power):
-        self._fault(function, name)
-        self._write(name, self._there(name, host) | {"power": power})
-
     def _there(self, name, host):
         machine = self._read(name)
         if machine is None or machine["host"] != host:
-            raise NotFound(f"no machine {name} on {host}")
+            raise NotFound(f"no machine {name} of cluster lab on {host}")
         return machine
+
+    def _active(self, name, host):
+        machine = self._there(name, host)
+        if _power(machine) not in ("running", "paused"):
+            raise ProviderError(f"{host}: domain {name} is not running")
+        return machine
+
+    def _running(self, name, host):
+        machine = self._there(name, host)
+        if _power(machine) != "running":
+            raise ProviderError(f"{host}: the guest agent of {name} is not connected")
+        return machine
+
+    def _disk(self, name):
+        path = self._disks / name
+        return int(path.read_text()) if path.exists() else 0
 
     def _read(self, name):
         return json.loads(self._file(name).read_text()) if self._file(name).exists() else None
 
     def _write(self, name, machine):
-        self._file(name).write_text(json.dumps(machine))
+        fresh = self._saved.with_name(f".{name}")
+        fresh.write_text(json.dumps(machine))
+        fresh.rename(self._file(name))
 
     def _file(self, name):
         return self._provider.machine_files / name
 
 
+def _power(machine):
+    return machine.get("power", "running")
+
+
 def _machine(name, machine):
-    power = PowerState(machine.get("power", "running"))
+    power = PowerState(_power(machine))
     return Machine(name, machine["host"], power, "lab", 256, 1, machine.get("address", ""), "node.qcow2", "uuid")
 
 

@@ -3,7 +3,7 @@
 import neighbours
 import pytest
 
-from saltmarsh import growing, joining, shrinking
+from saltmarsh import growing, guest, joining, resuming, shrinking, suspending
 from saltmarsh.pools import Site
 
 
@@ -55,8 +55,12 @@ def controller(pillar, tmp_path, monkeypatch):
     monkeypatch.setattr(growing, "_POLL", 0.01)
     monkeypatch.setattr(growing, "_LOOK", 0.02)
     monkeypatch.setattr(growing, "_TELL", 0)
-    monkeypatch.setattr(shrinking, "_POLL", 0.01)
-    monkeypatch.setattr(joining, "_POLL", 0.01)
+    for module in (shrinking, joining, suspending, resuming, guest):
+        monkeypatch.setattr(module, "_POLL", 0.01)
+    for name in ("STOP_SECONDS", "BUSY_SECONDS"):
+        monkeypatch.setattr(suspending, name, 0.2)
+    for name in ("REGISTER_SECONDS", "LEFTOVER_SECONDS"):
+        monkeypatch.setattr(resuming, name, 0.2)
     monkeypatch.setattr(joining, "REGISTER_SECONDS", 0.2)
     made = neighbours.controller(pillar, tmp_path)
     yield made
@@ -79,3 +83,9 @@ def minions(controller):
 def slurm(controller):
     """slurmctld."""
     return controller.slurm
+
+
+@pytest.fixture
+def vmstates(controller):
+    """The memory of the machines."""
+    return controller.vmstates_of("osg1")

@@ -1,5 +1,8 @@
 """What tests of the verbs look at afterwards."""
 
+from saltmarsh.machine import PowerState
+from saltmarsh.model import State
+
 
 def states(controller):
     """The nodes that are not free, with their states."""
@@ -35,6 +38,33 @@ def assert_undone(controller):
     assert states(controller) == {}
     assert controller.ledger.operations() == ()
     assert traces(controller) == set()
+
+
+def assert_working(controller, names, jobs=()):
+    """Nodes are at work, and nothing is left of a suspension; these jobs go on."""
+    vmstates = controller.vmstates_of("osg1")
+    for name in names:
+        assert states(controller)[name] is State.READY
+        look = vmstates.look(name)
+        assert (look.machine.state, look.suspension, look.state) == (PowerState.RUNNING, None, None)
+        assert look.machine.host == controller.ledger.nodes([name])[0].host
+        assert controller.slurm.usable(name)
+        assert controller.slurm.nodes()[name].address == controller.site.pool_of(name).address_of(name)
+    assert all(controller.slurm.job_states(job) == {"RUNNING"} for job in jobs)
+
+
+def assert_suspended(controller, names, jobs=()):
+    """Nodes are nothing but volumes and complete state files, and the stand-in answers for them; these jobs wait."""
+    vmstates = controller.vmstates_of("osg1")
+    for name in names:
+        assert states(controller)[name] is State.SUSPENDED
+        look = vmstates.look(name)
+        assert look.machine is None
+        assert look.state.machine
+        assert not look.state.suspension.ran
+        assert controller.slurm.stood_in(name)
+        assert {"DRAIN"} <= controller.slurm.nodes()[name].states
+    assert all(controller.slurm.job_states(job) == {"SUSPENDED"} for job in jobs)
 
 
 def error_of(raised):

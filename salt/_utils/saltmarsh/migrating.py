@@ -20,7 +20,7 @@ def plan(controller, names, host, live=False):
     :returns: by node, from where and to where, and its jobs
     :rtype: dict
     """
-    nodes = _checked(controller, names, host)
+    nodes = _checked(controller, names, host, live)
     if live:
         return {node.name: {"from": node.host, "to": host} for node in nodes}
     leaving = suspending.plan(controller, names)
@@ -48,7 +48,7 @@ def migrate(controller, names, host, *, by, live=False, say=log.info):
     :raises Unreachable: Slurm or a host does not answer; nothing was changed
     :raises OperationFailed: they are not all there; says what became of them
     """
-    nodes = _checked(controller, names, host)
+    nodes = _checked(controller, names, host, live)
     if live:
         return _migrate_live(controller, nodes, host, say)
     begun = time.monotonic()
@@ -77,13 +77,20 @@ def recover(controller, operation):
     held = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
     if away := [node.name for node in held if node.state is State.SUSPENDED]:
         troubles |= _come_back(controller, operation, away, None, log.info)
-    for node in held:
-        if node.state is State.READY and (machine := controller.vmstates_of(node.name).look(node.name).machine):
-            controller.ledger.move(operation, {node.name}, State.READY, host=machine.host, reason="moved")
+    _note_hosts(controller, operation)
     controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(troubles)]))
 
 
-def _checked(controller, names, host):
+def _note_hosts(controller, operation):
+    """Where nodes are that may have moved while they ran; a move goes on when its client has died."""
+    for node in controller.ledger.nodes(operation.nodes, states={State.READY}):
+        suspending.wait_idle(controller, node)
+        machine = controller.vmstates_of(node.name).look(node.name).machine
+        if machine and machine.host != node.host:
+            controller.ledger.move(operation, {node.name}, State.READY, host=machine.host, reason="moved")
+
+
+def _checked(controller, names, host, live):
     """The nodes, if they could move to that host."""
     if host not in controller.site.hosts:
         raise InvalidInput(f"host {host!r} does not exist; hosts: {', '.join(controller.site.hosts)}")
@@ -97,23 +104,30 @@ def _checked(controller, names, host):
         raise InvalidInput(f"can't be migrated: {'; '.join(fold_words(wrong))}")
     if there := [node.name for node in nodes if node.host == host]:
         raise InvalidInput(f"{nodeset(there)} is on {host} already")
-    for node in nodes:
-        controller.vmstates_of(node.name).check_target(node.name, node.host, host)
+    if not live:
+        nodes, _, _ = suspending.checked(controller, names)
+    for members in suspending.by_pool(node for node in nodes if node.host != host):
+        controller.vmstates_of(members[0].name).check_target({node.name: node.host for node in members}, host)
     return nodes
 
 
 def _come_back(controller, operation, names, host, say):
-    """Resume nodes that the operation has suspended, on that host, or where they were if that fails."""
+    """Resume nodes that the operation has suspended, on that host, or where they were if they can't be restored there."""
     nodes = controller.ledger.nodes(names)
-    controller.ledger.move(operation, names, State.RESUMING, reason="restoring")
+    failed = None
     try:
-        troubles, _ = resuming.come_back(controller, operation, _returns(controller, nodes, host), say)
+        resuming.restore_all(controller, operation, _returns(controller, nodes, host), say)
     except SaltmarshError as err:
-        if host is None:
+        # Restored on two hosts, they would ruin their disks: so only if nothing is left of the first attempt.
+        if host is None or controller.ledger.nodes(names, states={State.RESUMING}):
             raise
+        failed = err
         say(f"{nodeset(names)}: back to where they were, because: {err}")
-        resuming.come_back(controller, operation, _returns(controller, nodes, None), say)
-        raise OperationFailed(f"{err}; {nodeset(names)} and all jobs go on where they were") from err
+        resuming.restore_all(controller, operation, _returns(controller, nodes, None), say)
+    troubles = resuming.take_up(controller, operation, controller.ledger.nodes(names), (), say)
+    if failed:
+        became = "; ".join(fold_words(troubles)) or f"{nodeset(names)} and all jobs go on where they were"
+        raise OperationFailed(f"{failed}; {became}") from failed
     return troubles
 
 
@@ -132,14 +146,21 @@ def _give_up(controller, operation, err):
 
     :raises OperationFailed: in place of the error if something is left
     """
-    nodes = controller.ledger.nodes(operation.nodes)
-    left = [node.name for node in nodes if node.operation == operation.id and node.state is not State.READY]
-    why = str(err) or type(err).__name__
-    if not left:
-        controller.ledger.finish(operation, why)
-        return
-    controller.ledger.abandon(operation)
-    raise OperationFailed(f"{why}; left to the engine: {nodeset(left)}") from err
+    interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
+    why = "interrupted" if interrupted else str(err) or repr(err)
+    try:
+        _note_hosts(controller, operation)
+        nodes = controller.ledger.nodes(operation.nodes)
+        left = [node.name for node in nodes if node.state not in (State.READY, State.FAILED)]
+    except SaltmarshError as trouble:
+        log.warning("migrate %s: %s", operation.id, trouble)
+        left = operation.nodes
+    if left:
+        controller.ledger.abandon(operation)
+        raise OperationFailed(f"{why}; left to the engine: {nodeset(left)}") from err
+    controller.ledger.finish(operation, f"given up: {why}")
+    if interrupted:
+        raise OperationFailed(why) from err
 
 
 def _migrate_live(controller, nodes, host, say):

@@ -127,13 +127,13 @@ def restore_all(controller, operation, returns, say):
 
 
 def put_back(controller, operation, returns):
-    """Undo restores after which no machine has run; the nodes are suspended again, on the hosts where they were."""
+    """Undo restores after which no machine has run; the nodes are what they were, on the hosts where they were."""
     for each in returns:
+        was = each.node
         if each.state:
-            controller.vmstates_of(each.node.name).put_back(each.node.name, each.host)
-            was = each.node
-            to = State.FAILED if was.state is State.FAILED else State.SUSPENDED
-            controller.ledger.move(operation, {was.name}, to, host=was.host, reason=was.reason)
+            controller.vmstates_of(was.name).put_back(was.name, each.host)
+        to = State.FAILED if was.state is State.FAILED else State.SUSPENDED
+        controller.ledger.move(operation, {was.name}, to, host=was.host, reason=was.reason)
 
 
 def take_up(controller, operation, nodes, dead, say):
@@ -147,13 +147,15 @@ def take_up(controller, operation, nodes, dead, say):
     :rtype: dict[str, str]
     """
     living = [node for node in nodes if node.name not in dead]
-    marks = {node.name: _look(controller, node).suspension for node in living}
+    looks = {node.name: _look(controller, node) for node in living}
+    marks = {name: look.suspension for name, look in looks.items()}
+    away = [node for node in living if _was_away(looks[node.name])]
     troubles = dict.fromkeys(dead, "its machine died, and the memory of its jobs with it")
-    _bury(controller, dead)
-    each_node(living, lambda node: _unpause(controller, node, marks[node.name]))
-    say(f"{nodeset(node.name for node in living)}: running, checking clock, munge, mounts, DNS")
-    # One that was only drained has not been away.
-    checked = each_node([node for node in living if marks[node.name]], lambda node: _gate(controller, node))
+    _bury(controller, [node for node in nodes if node.name in dead])
+    each_node(away, lambda node: _unpause(controller, node, marks[node.name]))
+    if away:
+        say(f"{nodeset(node.name for node in away)}: running, checking clock, munge, mounts, DNS")
+    checked = each_node(away, lambda node: _gate(controller, node))
     troubles |= {name: trouble for name, trouble in checked.items() if trouble}
     troubles |= _waiting(marks, troubles)
     ready = [node for node in living if node.name not in troubles]
@@ -194,12 +196,11 @@ def go_on(controller, operation):
     :returns: by name, why one is failed now
     :rtype: dict[str, str]
     """
-    found = controller.ledger.nodes(operation.nodes, states={State.RESUMING})
-    nodes = [node for node in found if node.operation == operation.id]
+    nodes = unfinished(controller, operation, State.RESUMING)
     if not nodes:
         return {}
     looks = {node.name: _look(controller, node) for node in nodes}
-    if not any(look.machine and look.machine.state is PowerState.RUNNING for look in looks.values()):
+    if not any(map(_may_have_run, looks.values())):
         for node in nodes:
             controller.vmstates_of(node.name).put_back(node.name, node.host)
         controller.ledger.move(operation, looks, State.SUSPENDED, reason="suspended; a resume died before it ran")
@@ -210,6 +211,23 @@ def go_on(controller, operation):
         if node.name not in dead:
             controller.vmstates_of(node.name).restore(looks[node.name].state, node.host)
     return take_up(controller, operation, nodes, dead, log.info)
+
+
+def unfinished(controller, operation, state):
+    """
+    The nodes that an adopted operation left in a state.
+
+    If there are any, also those that it has failed meanwhile, in ``resuming`` again: nodes that share a job go on
+    together or not at all.
+
+    :rtype: list[Node]
+    """
+    held = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
+    if not any(node.state is state for node in held):
+        return []
+    if failed := [node.name for node in held if node.state is State.FAILED]:
+        controller.ledger.move(operation, failed, State.RESUMING, reason="its process died, checking again")
+    return [node for node in held if node.state in (state, State.FAILED)]
 
 
 def _gate(controller, node):
@@ -271,13 +289,15 @@ def _hand_over(controller, operation, nodes, marks, say):
     drained = {name: marks[name].drained for name in names if marks[name] and marks[name].drained}
     for name, reason in drained.items():
         slurm.drain([name], reason)
-    slurm.undrain([name for name in names if name not in drained])
+    # One without a mark has not been drained by us.
+    slurm.undrain([name for name in names if marks[name] and name not in drained])
     _wait_registered(slurm, names)
-    controller.ledger.move(operation, names, State.READY, reason="back at work")
     for node in nodes:
         machines = controller.vmstates_of(node.name)
-        machines.mark(node.name, node.host, None)
+        if marks[node.name]:
+            machines.mark(node.name, node.host, None)
         machines.forget(node.name, node.host)
+    controller.ledger.move(operation, names, State.READY, reason="back at work")
     say(f"{nodeset(names)}: back at work")
 
 
@@ -293,7 +313,9 @@ def _wait_registered(slurm, names):
 def _bury(controller, dead):
     """Slurm is told that nodes are lost: their jobs are requeued if they may be, else they end with NODE_FAIL."""
     if dead:
-        controller.slurm.down(dead, "its machine died while it was suspended or resumed")
+        # The stand-in's answers would take DOWN back (ReturnToService).
+        controller.slurm.set_addresses({node.name: node.address for node in dead})
+        controller.slurm.down([node.name for node in dead], "its machine died while it was suspended or resumed")
 
 
 def _unpause(controller, node, mark):
@@ -301,6 +323,17 @@ def _unpause(controller, node, mark):
     if mark:
         machines.mark(node.name, node.host, replace(mark, ran=True))
     machines.unpause(node.name, node.host)
+
+
+def _was_away(look):
+    """Whether a machine has stood still: not if it was only marked and drained."""
+    return look.machine.state is PowerState.PAUSED or bool(look.suspension and look.suspension.ran)
+
+
+def _may_have_run(look):
+    """Whether a machine's disk may no longer be what its state file knows."""
+    running = look.machine is not None and look.machine.state is PowerState.RUNNING
+    return running or bool(look.suspension and look.suspension.ran)
 
 
 def _restore(controller, each):
@@ -317,6 +350,8 @@ def _is_there(look):
 
 def _lost(look):
     """Why a machine that is not there can't be restored, or None."""
+    if _is_there(look):
+        return "it was not suspended"
     if look.state is None:
         return "its state file is lost" if look.machine is None else "its machine is off, and has no state file"
     if look.state.machine is None:
@@ -388,7 +423,8 @@ def _give_up(controller, operation, err):
     """
     interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
     why = "interrupted" if interrupted else str(err) or repr(err)
-    left = [node.name for node in controller.ledger.nodes(operation.nodes, states={State.RESUMING})]
+    nodes = controller.ledger.nodes(operation.nodes)
+    left = [node.name for node in nodes if node.state is State.RESUMING]
     try:
         if left:
             controller.ledger.abandon(operation)
@@ -398,4 +434,5 @@ def _give_up(controller, operation, err):
         log.error("resume %s: %s", operation.id, trouble)
     if left:
         raise OperationFailed(f"{why}; left to the engine: {nodeset(left)}") from err
-    raise OperationFailed(f"{why}; {operation.nodes}: suspended as before") from err
+    rest = {node.name: "suspended as before" if node.state is State.SUSPENDED else node.reason for node in nodes}
+    raise OperationFailed(f"{why}; {'; '.join(fold_words(rest))}") from err

@@ -51,11 +51,11 @@ def plan(controller, names):
     :returns: by node its host, its jobs, and why it would be suspended although it was not named
     :rtype: dict
     """
-    nodes, jobs, added = _checked(controller, names)
+    nodes, jobs, added = checked(controller, names)
     return {
         node.name: {
             "host": node.host,
-            "jobs": [job.handle for job in jobs if node.name in job.nodes],
+            "jobs": sorted({job.handle for job in jobs if node.name in job.nodes}),
             **({"because": added[node.name]} if node.name in added else {}),
         }
         for node in nodes
@@ -96,7 +96,7 @@ def carry_out(controller, verb, names, *, by, why, urgent, say):
     :rtype: tuple[Operation, dict]
     """
     for _ in range(_TRIES):
-        nodes, _, added = _checked(controller, names)
+        nodes, _, added = checked(controller, names)
         for name, because in added.items():
             say(f"{name}: {because}")
         operation, nodes = controller.ledger.begin(
@@ -136,13 +136,15 @@ class _Leaving:
         slurm, names = self._controller.slurm, list(self._nodes)
         with self._seconds.of("drain"):
             before = slurm.nodes(names)
-            for name, suspension in self._suspensions.items():
+            for name in names:
                 drained = before[name].reason or "drained" if "DRAIN" in before[name].states else ""
-                self._suspensions[name] = replace(suspension, drained=drained)
+                # Marked first: who comes after a crash must know which drain is the administrator's.
+                self._mark(name, drained=drained)
             first = self._suspensions[names[0]]
             slurm.drain(names, _reason(first.by, first.at, first.why))
             self._wait_settled()
-            return not {name for job in slurm.jobs(names) for name in job.nodes} - self._nodes.keys()
+            together, _, _ = expand(names, slurm.jobs())
+            return self._nodes.keys() >= set(together)
 
     def carry_out(self):
         """Everything after the drain; returns what to tell of each node."""
@@ -179,6 +181,9 @@ class _Leaving:
         """
         interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
         why = "interrupted" if interrupted else str(err) or repr(err)
+        if not self._controller.ledger.nodes(self._nodes, states={State.SUSPENDING}):
+            self._controller.ledger.finish(self._operation, why)
+            raise OperationFailed(f"{why}; {nodeset(self._nodes)} were suspended before that") from err
         self._say(f"{nodeset(self._nodes)}: going on, because: {why}")
         try:
             troubles = self.take_back(f"given up: {why}")
@@ -202,16 +207,18 @@ class _Leaving:
     def _stop_jobs(self):
         slurm = self._controller.slurm
         running = [job for job in slurm.jobs(self._nodes) if "RUNNING" in job.states]
-        for name, node in self._nodes.items():
-            jobs = tuple(sorted({job.handle for job in running if name in job.nodes}))
-            self._suspensions[name] = replace(self._suspensions[name], jobs=jobs)
-            self._machines[name].mark(name, node.host, self._suspensions[name])
+        for name in self._nodes:
+            self._mark(name, jobs=tuple(sorted({job.handle for job in running if name in job.nodes})))
         if not running:
             return
         self._note(f"stopping jobs {', '.join(sorted({job.handle for job in running}))}")
         slurm.suspend_jobs(sorted({job.handle for job in running}))
         ids = {name: [job.id for job in running if name in job.nodes] for name in self._nodes}
         self._each(lambda name, node: Guest(self._controller, node).wait_stopped(ids[name], STOP_SECONDS))
+
+    def _mark(self, name, **changes):
+        self._suspensions[name] = replace(self._suspensions[name], **changes)
+        self._machines[name].mark(name, self._nodes[name].host, self._suspensions[name])
 
     def _freeze(self):
         self._note("frozen, writing memory")
@@ -284,8 +291,7 @@ def finish_or_undo(controller, operation):
     :returns: by name, why one is failed now
     :rtype: dict[str, str]
     """
-    found = controller.ledger.nodes(operation.nodes, states={State.SUSPENDING})
-    nodes = [node for node in found if node.operation == operation.id]
+    nodes = resuming.unfinished(controller, operation, State.SUSPENDING)
     if not nodes:
         return {}
     if all(_is_written(wait_idle(controller, node), operation) for node in nodes):
@@ -315,10 +321,10 @@ def _is_off(machine):
 
 
 def _is_written(look, operation):
-    """Whether a machine is off and its memory, as of this operation, is on disk."""
+    """Whether a machine is off and its memory, as of this operation, is on disk; it has not run since."""
     state = look.state
     return bool(
-        (look.machine is None or _is_off(look.machine))
+        (look.machine is None or _is_off(look.machine) and look.suspension and not look.suspension.ran)
         and state
         and state.machine
         and state.suspension
@@ -337,8 +343,13 @@ def _reason(by, at, why):
     return f"suspended by {by} at {when}{f': {why}' if why else ''}"
 
 
-def _checked(controller, names):
-    """The nodes, with all that must go with them, their jobs, and why each one was added; or what stands against it."""
+def checked(controller, names):
+    """
+    The nodes that would be suspended, with all that must go with them; or what stands against it.
+
+    :returns: the nodes, their jobs, and by name why one was added
+    :rtype: tuple[tuple[Node, ...], list, dict[str, str]]
+    """
     slurm, site = controller.slurm, controller.site
     for name in names:
         site.pool_of(name)
@@ -353,6 +364,8 @@ def _checked(controller, names):
     if wrong := {node.name: str(node.state) for node in nodes if node.state is not State.READY}:
         raise InvalidInput(f"can't be suspended: {'; '.join(fold_words(wrong))}")
     in_slurm = slurm.nodes(together)
+    if unknown := [name for name in together if name not in in_slurm]:
+        raise InvalidInput(f"can't be suspended: {nodeset(unknown)}: not in Slurm's configuration")
     if away := {name: node.state for name, node in in_slurm.items() if not node.registered}:
         raise InvalidInput(
             f"can't be suspended: {'; '.join(fold_words({n: f'Slurm has it {s}' for n, s in away.items()}))}"
@@ -362,10 +375,7 @@ def _checked(controller, names):
 
 
 def _check_machines(controller, nodes):
-    by_pool = {}
-    for node in nodes:
-        by_pool.setdefault(node.pool, []).append(node)
-    for members in by_pool.values():
+    for members in by_pool(nodes):
         machines = controller.vmstates_of(members[0].name)
         for node in members:
             machine = machines.look(node.name, node.host).machine
@@ -374,6 +384,18 @@ def _check_machines(controller, nodes):
         machines.check_room({node.name: node.host for node in members})
     with ThreadPoolExecutor(len(nodes)) as pool:
         list(pool.map(lambda node: Guest(controller, node).check_agent(GUEST_SECONDS), nodes))
+
+
+def by_pool(nodes):
+    """
+    Nodes that have the same provider together.
+
+    :rtype: list[list[Node]]
+    """
+    pools = {}
+    for node in nodes:
+        pools.setdefault(node.pool, []).append(node)
+    return list(pools.values())
 
 
 def expand(names, jobs):

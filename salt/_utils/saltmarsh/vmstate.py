@@ -26,6 +26,7 @@ from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, 
 from saltmarsh.hypervisor import undefine
 from saltmarsh.libvirt_link import asking
 from saltmarsh.machine import Machine, StateFile, Suspension
+from saltmarsh.model import nodeset
 from saltmarsh.storage import bytes_left
 
 log = logging.getLogger(__name__)
@@ -207,6 +208,9 @@ class VmStates:
         with asking(where, connection, f"can't undefine {name}"):
             if domain.isActive():
                 raise ProviderError(f"{host}: {name} is still active")
+            mark = self._suspension(domain)
+            if mark is None or mark.ran:
+                raise ProviderError(f"{host}: {name} has run since {saved[0].path} was written")
             undefine(domain)
 
     def choose_host(self, state, host=None, last=None):
@@ -257,6 +261,7 @@ class VmStates:
         """
         [connection] = self._hypervisors.connect([host]).values()
         with self._hypervisors.placing():
+            self._refuse_active(state.name)
             self._check_memory(host, connection, state.machine)
             with asking(host, connection, f"can't define {state.name}"):
                 domain = connection.defineXML(connection.saveImageGetXMLDesc(state.path))
@@ -279,8 +284,9 @@ class VmStates:
         except NotFound:
             return
         with asking(where, connection, f"can't put {name} back"):
-            if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
-                raise ProviderError(f"{host}: {name} runs already")
+            mark = self._suspension(domain)
+            if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING or mark is None or mark.ran:
+                raise ProviderError(f"{host}: {name} has run already")
             if domain.isActive():
                 domain.destroy()
         self.let_go(name, host)
@@ -297,19 +303,21 @@ class VmStates:
         if old:
             statefiles.delete(host, connection, self._config, old)
 
-    def check_target(self, name, host, target):
+    def check_target(self, places, target):
         """
-        Make sure that a machine that runs could be on another host.
+        Make sure that machines that run could all be on another host.
 
+        :param dict places: the host of each machine by name
+        :param str target: the other host
         :raises InvalidInput: the hosts don't share their storage
-        :raises NoCapacity: the target has no room for it
+        :raises NoCapacity: the target has no room for them
         :raises NotFound, Unreachable: as :meth:`saltmarsh.hypervisor.Hypervisors.show`
         """
         if not self._config.shared_storage:
-            raise InvalidInput(f"{name} can't leave {host}: for that the provider needs shared_storage")
-        where, _, domain = self._hypervisors.find(name, [host])
+            raise InvalidInput(f"{nodeset(places)} can't change hosts: for that the provider needs shared_storage")
         [other] = self._hypervisors.connect([target]).values()
-        self._check_memory(target, other, self._hypervisors.describe(where, domain))
+        found = [self._hypervisors.find(name, [host]) for name, host in places.items()]
+        self._check_memory(target, other, *(self._hypervisors.describe(where, domain) for where, _, domain in found))
 
     def migrate(self, name, host, target):
         """
@@ -425,12 +433,23 @@ class VmStates:
             given = domain.info()[1]
             return min(given, domain.memoryStats().get("rss", given)) * 1024
 
-    def _check_memory(self, host, connection, machine):
-        with asking(host, connection, f"can't look for {machine.name}"):
+    def _refuse_active(self, name):
+        """Two machines on one disk would ruin it."""
+        connections, _ = self._hypervisors.connect_to_reachable()
+        for host, connection in connections.items():
+            domain = self._hypervisors.lookup(host, connection, name)
+            with asking(host, connection, f"can't look at {name}"):
+                if domain and domain.isActive():
+                    raise ProviderError(f"{host}: {name} is active already")
+
+    def _check_memory(self, host, connection, *machines):
+        with asking(host, connection, "can't list domains"):
             defined = {domain.name() for domain in connection.listAllDomains()}
         free = self._hypervisors.host_now(host, connection).memory_free
-        if machine.name not in defined and free < machine.memory:
-            raise NoCapacity(f"no room for {machine.name} ({machine.memory} MiB): {host} has {free} MiB")
+        missing = [machine for machine in machines if machine.name not in defined]
+        if missing and free < (needed := sum(machine.memory for machine in missing)):
+            names = nodeset(machine.name for machine in missing)
+            raise NoCapacity(f"no room for {names} ({needed} MiB): {host} has {free} MiB")
 
     def _storage(self, host):
         return "shared" if self._config.shared_storage else host

@@ -1,0 +1,250 @@
+"""
+Suspend, resume and migrate, killed at every boundary: before each call to a machine, to Slurm, to the ledger.
+
+Whoever comes next finds nodes that all work or are all suspended, with their job, and can go on with them.
+"""
+
+import functools
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import neighbours
+import pytest
+from views import assert_suspended, assert_working, states
+
+from saltmarsh import recovery
+from saltmarsh.errors import SaltmarshError
+from saltmarsh.growing import grow
+from saltmarsh.migrating import migrate
+from saltmarsh.model import State
+from saltmarsh.resuming import resume
+from saltmarsh.suspending import suspend
+
+FORK = multiprocessing.get_context("fork")
+NODES = ["osg1", "osg2"]
+JOB = 17
+LOUD = "a fan is loud"
+LEDGER = ("begin", "move", "finish", "abandon", "adopt")
+
+
+def suspend_both(controller):
+    suspend(controller, NODES, by="alice", why="a test")
+
+
+def suspend_in_vain(controller):
+    """The second can't be written, so all go on."""
+    controller.minions.provider.fail("half-saved", "osg2", "no space left")
+    suspend_both(controller)
+
+
+def resume_both(controller):
+    """On another host."""
+    resume(controller, NODES, host="hv2")
+
+
+def migrate_both(controller):
+    migrate(controller, NODES, "hv2", by="alice")
+
+
+def migrate_in_vain(controller):
+    """The second can't be restored there, so all come back where they were."""
+    controller.minions.provider.fail("restore", "osg2.hv2", "no such bridge")
+    migrate_both(controller)
+
+
+def migrate_live(controller):
+    migrate(controller, NODES, "hv2", by="alice", live=True)
+
+
+class Deadly:
+    """Something whose calls are counted, and which kills the process before one of them."""
+
+    def __init__(self, something, count, only=None):
+        self._something = something
+        self._count = count
+        self._only = only
+
+    def __getattr__(self, name):
+        found = getattr(self._something, name)
+        if not callable(found) or (self._only and name not in self._only):
+            return found
+
+        @functools.wraps(found)
+        def call(*args, **kwargs):
+            self._count(name)
+            return found(*args, **kwargs)
+
+        return call
+
+
+class Site:
+    """A site with two nodes and a job on both, which can be put back to how it was."""
+
+    def __init__(self, pillar, directory, controller):
+        self.pillar = pillar
+        self.directory = directory
+        self.kept = directory.with_name(f"{directory.name}.kept")
+        self.slurm = directory / "state" / "slurm"
+        self.call = directory / "call"
+        controller.slurm.keep_in(self.slurm)
+
+    def keep(self):
+        """Remember how everything is."""
+        shutil.rmtree(self.kept, ignore_errors=True)
+        shutil.copytree(self.directory, self.kept)
+
+    def put_back(self):
+        """Everything as it was."""
+        for name in ("state", "provider"):
+            shutil.rmtree(self.directory / name)
+            shutil.copytree(self.kept / name, self.directory / name)
+
+    def open(self, count=None):
+        """A controller of this process; the boundaries are those at which ``count`` is called."""
+        controller = neighbours.controller(self.pillar, self.directory)
+        controller.slurm.keep_in(self.slurm)
+        if count:
+            vmstates = Deadly(controller.vmstates_of("osg1"), count)
+            controller.cloud.vmstates = lambda profile: vmstates
+            controller = replace(
+                controller,
+                slurm=Deadly(controller.slurm, count),
+                ledger=Deadly(controller.ledger, count, LEDGER),
+            )
+        return controller
+
+    def run(self, act, number):
+        """Run something in a process that is killed before its call of this number; where, or None if it ended."""
+        process = FORK.Process(target=self._run, args=(act, number))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            return None
+        assert process.exitcode == -signal.SIGKILL
+        return self.call.read_text()
+
+    def _run(self, act, number):
+        lock, calls = threading.Lock(), []
+
+        def count(name):
+            with lock:
+                calls.append(name)
+                if len(calls) == number:
+                    self.call.write_text(f"before call {number}: {name}")
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        controller = self.open(count)
+        try:
+            act(controller)
+        except SaltmarshError:
+            assert act in IN_VAIN
+
+
+# What is done, and what nodes are after it was killed: sooner or later.
+IN_VAIN = (suspend_in_vain, migrate_in_vain)
+ACTS = {
+    suspend_both: {State.READY, State.SUSPENDED},
+    suspend_in_vain: {State.READY},
+    resume_both: {State.SUSPENDED, State.READY},
+    migrate_both: {State.READY},
+    migrate_in_vain: {State.READY},
+    migrate_live: {State.READY},
+}
+
+
+@pytest.fixture
+def site(pillar, tmp_path):
+    directory = tmp_path / "site"
+    directory.mkdir()
+    controller = neighbours.controller(pillar, directory)
+    made = Site(pillar, directory, controller)
+    grow(controller, 2, "osg")
+    controller.slurm.start_job(JOB, "osg[1-2]")
+    controller.ledger.close()
+    return made
+
+
+@pytest.fixture
+def act(request, site):
+    """Something that is done to two nodes, of which the administrator has drained one."""
+    controller = site.open()
+    controller.slurm.drain(["osg2"], LOUD)
+    if request.param is resume_both:
+        suspend_both(controller)
+    controller.ledger.close()
+    site.keep()
+    return request.param
+
+
+@contextmanager
+def next_one(site, what):
+    """The controller of whoever comes next; everything is put back afterwards."""
+    controller = site.open()
+    for fault, name in (("half-saved", "osg2"), ("restore", "osg2.hv2")):
+        controller.minions.provider.mend(fault, name)
+    try:
+        yield controller
+    except Exception as err:
+        raise AssertionError(f"{what}: {err}") from err
+    finally:
+        controller.ledger.close()
+
+
+def assert_nothing_is_lost(controller):
+    """All nodes are in one state, which is the answer; with their job, and drained as they were."""
+    assert controller.ledger.operations() == ()
+    assert controller.slurm.killed == []
+    (state,) = set(states(controller).values())
+    if state is State.SUSPENDED:
+        assert_suspended(controller, NODES, [JOB])
+        return state
+    drained = {name: node.reason for name, node in controller.slurm.nodes(NODES).items() if "DRAIN" in node.states}
+    assert drained == {"osg2": LOUD}
+    controller.slurm.undrain(["osg2"])
+    assert_working(controller, NODES, [JOB])
+    controller.slurm.drain(["osg2"], LOUD)
+    return state
+
+
+def go_on(controller):
+    """A following suspend and resume work, from wherever."""
+    if set(states(controller).values()) == {State.READY}:
+        suspend_both(controller)
+    resume_both(controller)
+    assert assert_nothing_is_lost(controller) is State.READY
+
+
+@pytest.mark.parametrize(("act", "expected"), ACTS.items(), ids=[each.__name__ for each in ACTS], indirect=["act"])
+def test_whatever_boundary_it_is_killed_at_nothing_is_lost(act, expected, site):
+    number, reached = 0, set()
+    while moment := site.run(act, number := number + 1):
+        with next_one(site, f"{act.__name__} killed {moment}") as controller:
+            recovery.recover_abandoned(controller)
+            reached.add(assert_nothing_is_lost(controller))
+            if number % 4 == 0:
+                go_on(controller)
+        site.put_back()
+    assert number > 8
+    assert reached == expected
+
+
+@pytest.mark.parametrize("act", [migrate_both], indirect=True)
+@pytest.mark.parametrize("moment", ["save", "restore", "set_clock"])
+def test_a_recovery_may_be_killed_as_well(act, moment, site):
+    number = 1
+    while not site.run(act, number).endswith(f": {moment}"):
+        number += 1
+        site.put_back()
+    site.keep()
+    number = 0
+    while again := site.run(recovery.recover_abandoned, number := number + 1):
+        with next_one(site, f"killed at {moment}, its recovery {again}") as controller:
+            recovery.recover_abandoned(controller)
+            assert_nothing_is_lost(controller)
+        site.put_back()
+    assert number > 8
