@@ -35,6 +35,5 @@ the ready gate:
 
 slurmd:
   service.running:
-    - enable: False
     - require:
       - ready_gate: the ready gate

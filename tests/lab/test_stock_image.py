@@ -1,6 +1,7 @@
 """A cloud image that knows nothing of this project becomes a machine of it, by cloud-init and a NoCloud seed."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -60,5 +61,5 @@ def test_a_stock_image_takes_its_identity_from_the_seed(lab, told):
     assert "id: vn013" in told
     master = lab.exec("ctl", "cat", "/etc/salt/pki/master/master.pub").stdout.split("\n")
     assert set(filter(None, master)) <= set(told)
-    size = next(int(line.strip("M")) for line in told if line.endswith("M"))
-    assert size > 2500
+    [size] = [match[1] for line in told if (match := re.fullmatch(r"(\d+)M", line))]
+    assert int(size) > 2500
