@@ -26,7 +26,7 @@ test: $(READY) ## run every tier of tests, the fast ones first (TIERS="unit func
 lint: $(READY) ## ruff, salt-lint, every SLS renders, changelog, reference
 	@tools/lint
 
-demo: python ## boot the lab, grow two nodes, run a job across them, shrink, print the seconds
+demo: python ## boot the lab, grow two nodes, run jobs, suspend and resume one, shrink, print the seconds
 	@lab/demo
 
 bench: $(READY) ## print the table of ratios
