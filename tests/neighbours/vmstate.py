@@ -98,9 +98,10 @@ class VmStates:
         self._called("unpause", name)
         machine = self._active(name, host)
         if _power(machine) == "paused":
-            assert machine.get("disk", 0) == self._disk(name), f"{name} ruins its disk"
-            (self._disks / name).write_text(str(self._disk(name) + 1))
-            self._write(name, machine | {"power": "running", "disk": self._disk(name)})
+            known = machine.get("disk", 0)
+            assert known >= self._disk(name), f"{name} ruins its disk"
+            self._write(name, machine | {"power": "running", "disk": known + 1})
+            (self._disks / name).write_text(str(known + 1))  # second: it may be killed in between
 
     def save(self, name, host, urgent=False):
         """As VmStates.save."""
