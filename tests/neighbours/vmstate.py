@@ -172,7 +172,6 @@ class VmStates:
         """As VmStates.migrate."""
         self._called("migrate", name)
         self._write(name, self._active(name, host) | {"host": target})
-        self._fault("migrated", name)
 
     def set_clock(self, name, host, patience):
         """As VmStates.set_clock."""
