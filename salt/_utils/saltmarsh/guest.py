@@ -61,9 +61,8 @@ class Guest:
             if code == 0:
                 return
             if time.monotonic() > deadline:
-                raise ProviderError(
-                    f"{self._node.name}: jobs still run {timeout:g} s after they were stopped: {err or out}"
-                )
+                left = ", ".join((err or out).splitlines())
+                raise ProviderError(f"{self._node.name}: jobs still run {timeout:g} s after they were stopped: {left}")
             time.sleep(_POLL)
 
     def set_clock(self):

@@ -433,7 +433,10 @@ class Hypervisors:
 
     def _remove(self, host, connection, name):
         domain = self.lookup(host, connection, name)
-        saved = statefiles.listing(host, connection, self.config, [name]) if self.config.state_dir else []
+        saved = []
+        if self.config.state_dir:
+            for kind in (statefiles.STATE, statefiles.CHECKPOINT):
+                saved += statefiles.listing(host, connection, self.config, [name], kind)
         if domain is None and not any(state.machine for state in saved):
             return
         with asking(host, connection, f"can't remove {name}"):
@@ -441,7 +444,7 @@ class Hypervisors:
                 or_none(domain.destroy, libvirt.VIR_ERR_OPERATION_INVALID)  # it has stopped meanwhile
             delete_volumes(host, connection.storagePoolLookupByName(self.config.disk_pool), name)
         if saved:
-            statefiles.delete(host, connection, self.config, [state.path for state in reversed(saved)])
+            statefiles.delete_all(host, connection, self.config, name)
         if domain:
             with asking(host, connection, f"can't remove {name}"):
                 undefine(domain)

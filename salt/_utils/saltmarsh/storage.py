@@ -59,6 +59,17 @@ def make_volumes(host, connection, config, spec, identity):
                 _upload(connection, made, volume.content)
 
 
+def copy_volume(source, target_pool, name):
+    """Copy a raw volume, byte by byte, to a pool of the same host."""
+    target_pool.createXMLFrom(xml.volume_xml(xml.Volume(name), source.info()[1]), source)
+
+
+def copy_overlay(source, target_pool, name):
+    """Copy an overlay, with what it lies on, to a pool of the same host."""
+    description = source.XMLDesc()
+    target_pool.createXMLFrom(xml.overlay_xml(name, source.info()[1], *xml.backing(description)), source)
+
+
 def delete_volumes(host, pool, name):
     """
     Delete all volumes of a machine in a pool, and see that they are gone.
