@@ -15,7 +15,7 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import growing, migrating, recovery, reporting, resuming, shrinking, suspending
+from saltmarsh import checkpoints, growing, migrating, recovery, reporting, resuming, shrinking, suspending
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -242,6 +242,83 @@ def migrate(nodes, host, live=False, test=False):
 
 
 @_command
+def checkpoint(node, reason="", test=False):
+    """
+    Keep a node's memory and disk as they are now; it goes on, and can be put back to it later (``elastic.restore``).
+
+    Its jobs stand still for seconds. A node that runs a parallel job is refused.
+
+    node
+        The node's name.
+    reason
+        Why, kept with it.
+    test
+        Only say what would be done.
+
+    Returns the checkpoint's number.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.checkpoint vn001 reason='before the new driver'
+    """
+    name, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        checkpoints.refuse_parallel(controller, name)
+        return {"would checkpoint": suspending.plan(controller, [name])}
+    recovery.recover_abandoned(controller)
+    return checkpoints.checkpoint(controller, name, by=_by(), why=reason, say=_progress())
+
+
+@_command
+def restore(node, checkpoint, test=False):
+    """
+    Put a node's memory and disk back to a checkpoint; what it has done since is lost.
+
+    Its jobs go on from there. Refused if a job runs there that is not in the checkpoint.
+
+    node
+        The node's name.
+    checkpoint
+        The checkpoint's number.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.restore vn001 checkpoint=2
+    """
+    name, test = _one(node), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        kept = checkpoints.checked(controller, name, checkpoint)
+        return {"would restore": {name: {"file": kept.path, "jobs": list(kept.suspension.jobs)}}}
+    recovery.recover_abandoned(controller)
+    return checkpoints.restore(controller, name, checkpoint, by=_by(), say=_progress())
+
+
+@_command
+def list_checkpoints(node):
+    """
+    A node's checkpoints by number, latest first: file, size (bytes), age (seconds), who made it and why, jobs.
+
+    node
+        The node's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.list_checkpoints vn001
+    """
+    return checkpoints.listing(Controller.open(__opts__), _one(node))
+
+
+@_command
 def status(nodes=None):
     """
     Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs.
@@ -288,8 +365,7 @@ def history(node):
 
         salt-run elastic.history vn001
     """
-    (name,) = parse_nodes(node) if len(parse_nodes(node)) == 1 else _not_one(node)
-    return reporting.history(Controller.open(__opts__), name)
+    return reporting.history(Controller.open(__opts__), _one(node))
 
 
 @_command
@@ -366,5 +442,8 @@ def _pool_of(controller, what):
     return pools.pop()
 
 
-def _not_one(node):
-    raise InvalidInput(f"{node!r}: expected the name of one node")
+def _one(node):
+    names = list(parse_nodes(node))
+    if len(names) != 1:
+        raise InvalidInput(f"{node!r}: expected the name of one node")
+    return names[0]
