@@ -158,13 +158,12 @@ def take_up(controller, operation, nodes, dead, say):
     checked = each_node(away, lambda node: _gate(controller, node))
     troubles |= {name: trouble for name, trouble in checked.items() if trouble}
     troubles |= _waiting(marks, troubles)
-    ready = [node for node in living if node.name not in troubles]
     for name, why in troubles.items():
         controller.ledger.move(operation, {name}, State.FAILED, reason=why)
         if name not in dead:
             controller.slurm.drain([name], f"not back: {why}")
-    if ready:
-        _hand_over(controller, operation, ready, marks, say)
+    if ready := [node for node in living if node.name not in troubles]:
+        troubles |= _hand_over(controller, operation, ready, marks, {node.name for node in away}, say)
     return troubles
 
 
@@ -274,15 +273,15 @@ def _waiting(marks, troubles):
     return waiting
 
 
-def _hand_over(controller, operation, nodes, marks, say):
-    """Slurm speaks to the nodes again, their jobs go on, new ones come."""
+def _hand_over(controller, operation, nodes, marks, away, say):
+    """Slurm speaks to the nodes again, their jobs go on, new ones come; returns by name why one does not register."""
     slurm = controller.slurm
     names = [node.name for node in nodes]
     slurm.set_addresses({node.name: node.address for node in nodes})
     stopped = sorted({job for name in names if marks[name] for job in marks[name].jobs})
     if stopped:
         # One that somebody has resumed meanwhile runs for Slurm alone: its processes never heard of it (measured).
-        awake = {job.handle for job in slurm.jobs(names) if "RUNNING" in job.states}
+        awake = {job.handle for job in slurm.jobs(away) if "RUNNING" in job.states}
         slurm.suspend_jobs(sorted(awake & set(stopped)))
         slurm.resume_jobs(stopped, REGISTER_SECONDS)
         say(f"{nodeset(names)}: jobs {', '.join(stopped)} go on")
@@ -291,23 +290,31 @@ def _hand_over(controller, operation, nodes, marks, say):
         slurm.drain([name], reason)
     # One without a mark has not been drained by us.
     slurm.undrain([name for name in names if marks[name] and name not in drained])
-    _wait_registered(slurm, names)
-    for node in nodes:
+    late = _wait_registered(slurm, names)
+    for name, why in late.items():
+        controller.ledger.move(operation, {name}, State.FAILED, reason=why)
+    ready = [node for node in nodes if node.name not in late]
+    for node in ready:
         machines = controller.vmstates_of(node.name)
         if marks[node.name]:
             machines.mark(node.name, node.host, None)
         machines.forget(node.name, node.host)
-    controller.ledger.move(operation, names, State.READY, reason="back at work")
-    say(f"{nodeset(names)}: back at work")
+    if ready:
+        controller.ledger.move(operation, [node.name for node in ready], State.READY, reason="back at work")
+        say(f"{nodeset(node.name for node in ready)}: back at work")
+    return late
 
 
 def _wait_registered(slurm, names):
     deadline = time.monotonic() + REGISTER_SECONDS
-    while away := {name: node.state for name, node in slurm.nodes(names).items() if not node.registered}:
+    while late := {name: node.state for name, node in slurm.nodes(names).items() if not node.registered}:
         if time.monotonic() > deadline:
-            words = fold_words({name: f"Slurm has it {state}" for name, state in away.items()})
-            raise ProviderError(f"slurmd did not register in {REGISTER_SECONDS} s: {'; '.join(words)}")
+            return {
+                name: f"slurmd did not register in {REGISTER_SECONDS} s: Slurm has it {state}"
+                for name, state in late.items()
+            }
         time.sleep(_POLL)
+    return {}
 
 
 def _bury(controller, dead):
