@@ -199,7 +199,9 @@ def test_jobs_that_begin_faster_than_nodes_can_be_drained_are_left_to_run(contro
             slurm.start_job(number, f"osg[{number}-{number + 1}]")
 
     slurm.before["drain"] = begin
-    with pytest.raises(Conflict, match=r"^osg1: parallel jobs begin faster than their nodes can be drained; try again$"):
+    with pytest.raises(
+        Conflict, match=r"^osg1: parallel jobs begin faster than their nodes can be drained; try again$"
+    ):
         out(controller, "osg1")
     assert_working(controller, ALL, [1, 2, 3])
     assert controller.ledger.operations() == ()
@@ -224,9 +226,7 @@ def test_a_job_that_neither_runs_nor_ends_is_named_and_all_goes_on(controller, s
     slurm.start_job(17, "osg1", states=("COMPLETED", "COMPLETING"))
     with pytest.raises(OperationFailed) as raised:
         out(controller, "osg1")
-    assert error_of(raised) == (
-        "osg1: jobs neither run nor end: 17 COMPLETED+COMPLETING; osg1 and all jobs go on"
-    )
+    assert error_of(raised) == ("osg1: jobs neither run nor end: 17 COMPLETED+COMPLETING; osg1 and all jobs go on")
     assert_working(controller, ["osg1"])
 
 
