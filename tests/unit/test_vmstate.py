@@ -304,7 +304,7 @@ def test_a_directory_without_a_storage_pool_is_said(make):
 def test_room_is_checked_for_all_together_for_what_they_use_with_a_margin(vmstates, monkeypatch):
     monkeypatch.setattr(libvirt.virDomain, "memoryStats", lambda domain: {"rss": 128 * 1024})
     each = int(128 * 1024**2 * vmstate.MARGIN) + vmstate._OVERHEAD
-    monkeypatch.setattr(vmstate, "bytes_left", lambda pool: 2 * each)
+    monkeypatch.setattr(vmstate, "bytes_left", lambda pool: 2 * each + 1024)
     vmstates.check_room({"vn001": "hv1", "vn002": "hv1"})
     monkeypatch.setattr(vmstate, "bytes_left", lambda pool: 2 * each - 1024)
     vmstates.check_room({"vn001": "hv1"})
