@@ -1,5 +1,9 @@
 """Hosts for tests: libvirt's own test driver, which is libvirt with hypervisors that live in this process's memory."""
 
+from pathlib import Path
+
+import libvirt
+
 from saltmarsh.machine import MachineSpec, ProviderConfig
 
 IMAGE_GIB = 2
@@ -13,6 +17,7 @@ _HOST = """
     {images}
   </pool>
   <pool type='dir'><name>nodes</name><target><path>/srv/nodes</path></target></pool>
+  <pool type='dir'><name>states</name><target><path>{states}</path></target></pool>
   {domains}
 </node>
 """
@@ -31,10 +36,43 @@ def host_uri(directory, name, memory=4096, images=("golden.qcow2",), foreign=Non
         _HOST.format(
             memory=memory * 1024,
             images="".join(_IMAGE.format(image, IMAGE_GIB) for image in images),
+            states=directory / "states",
             domains="".join(_DOMAIN.format(*each) for each in (foreign or {}).items()),
         )
     )
     return f"test://{definition}"
+
+
+def complete(monkeypatch):
+    """
+    Teach the test driver what it lacks of saving memory: paused machines, volumes in the pool where a file appears, and
+    that nothing is under way.
+    """
+    save, restore = libvirt.virDomain.saveFlags, libvirt.virConnect.restoreFlags
+    delete = libvirt.virStorageVol.delete
+    paused = libvirt.VIR_DOMAIN_SAVE_PAUSED
+
+    def save_flags(domain, path, xml, flags):
+        assert flags & paused
+        pool = domain.connect().storagePoolLookupByName("states")
+        pool.createXML(f"<volume><name>{Path(path).name}</name><capacity>4096</capacity></volume>")
+        Path(path).touch()  # what there is when it fails
+        return save(domain, path, xml, flags & ~paused)
+
+    def restore_flags(connection, path, xml, flags):
+        assert flags & paused
+        name = Path(path).name.partition(".")[0]
+        restore(connection, path, xml, flags & ~paused)
+        return connection.lookupByName(name).suspend()
+
+    def delete_file(volume, flags=0):
+        Path(volume.path()).unlink(missing_ok=True)
+        return delete(volume, flags)
+
+    monkeypatch.setattr(libvirt.virDomain, "saveFlags", save_flags)
+    monkeypatch.setattr(libvirt.virConnect, "restoreFlags", restore_flags)
+    monkeypatch.setattr(libvirt.virStorageVol, "delete", delete_file)
+    monkeypatch.setattr(libvirt.virDomain, "jobInfo", lambda domain: [libvirt.VIR_DOMAIN_JOB_NONE])
 
 
 def provider(uris, **changes):

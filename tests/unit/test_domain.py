@@ -7,6 +7,7 @@ from hypervisors import spec
 
 from saltmarsh import domain
 from saltmarsh.identity import Credential, Identity
+from saltmarsh.machine import Suspension
 
 GIVEN = Identity(
     credentials=(
@@ -110,3 +111,38 @@ def test_text_cannot_become_markup():
     )
     assert element(text, "os/cmdline").text == "a=<evil/>&amp; b='\"'"
     assert ElementTree.fromstring(text).find(".//evil") is None
+
+
+@pytest.mark.parametrize(
+    "suspension",
+    [
+        Suspension(1795267800.123456, "root", ""),
+        Suspension(0.1, "alice", "hv1 gets a disk", ("17", "18_[1-4]", "19_2"), "a fan is loud", ran=True),
+        Suspension(1e9, "<b>", "a=\"b\" & 'c' < d \u00e4 \n", ("1",), "]]>&#10;\t"),
+    ],
+)
+def test_a_suspension_is_the_same_after_it_was_written_and_read(suspension):
+    assert domain.read_suspension(domain.suspension_xml(suspension)) == suspension
+
+
+def test_a_domain_in_a_state_file_says_whose_it_is_and_why_it_was_suspended():
+    suspension = Suspension(1e9, "alice", "why", ("17",))
+    description = ElementTree.fromstring(xml())
+    description.find("memory").text = str(256 * 1024)  # libvirt writes KiB
+    ElementTree.SubElement(description, "uuid").text = "b4f5ce08-af64-4a47-8670-5b0b25c72773"
+    element = ElementTree.fromstring(domain.suspension_xml(suspension))
+    element.tag = f"{{{domain.SUSPENSION}}}suspension"  # libvirt's doing
+    description.find("metadata").append(element)
+    assert domain.read_saved(ElementTree.tostring(description, encoding="unicode")) == (
+        "vn001",
+        "b4f5ce08-af64-4a47-8670-5b0b25c72773",
+        256,
+        1,
+        {"cluster": "lab", "image": "golden.qcow2", "address": "10.77.0.101"},
+        suspension,
+    )
+
+
+def test_a_domain_in_a_state_file_may_be_nobodys():
+    *_, mark, suspension = domain.read_saved("<domain><name>mail</name><memory>1024</memory><vcpu>1</vcpu></domain>")
+    assert (mark, suspension) == (None, None)

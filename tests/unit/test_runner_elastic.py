@@ -11,9 +11,9 @@ from pathlib import Path
 import neighbours
 import pytest
 import salt.scripts
-from views import assert_untouched, states
+from views import assert_suspended, assert_untouched, assert_working, states
 
-from saltmarsh import growing, shrinking
+from saltmarsh import growing, migrating, resuming, shrinking, suspending
 from saltmarsh.errors import LedgerError, PillarError
 from saltmarsh.model import State
 
@@ -53,6 +53,24 @@ def test_grow_status_history_and_shrink(runner, controller):
     assert runner.history("osg1")[-1]["to"] == "ready"
     assert runner.shrink("osg[1-2]") == {"gone": ["osg1", "osg2"]}
     assert runner.status() == {}
+    assert runner.__context__ == {}
+
+
+def test_suspend_resume_and_migrate(runner, controller, slurm, monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "alice")
+    runner.grow(2, pool="osg")
+    slurm.start_job(17, "osg[1-2]")
+    assert set(runner.suspend("osg1", reason="a disk", urgent=True)) == {"osg1", "osg2"}
+    assert_suspended(controller, ["osg1", "osg2"], [17])
+    row = runner.status()["osg1"]
+    assert (row["state"], row["jobs"], set(row["memory"])) == ("suspended", [17], {"file", "size", "age"})
+    assert row["reason"].startswith("suspended by alice at 2")
+    assert row["reason"].endswith(": a disk")
+    assert runner.resume("osg[1-2]", host="hv2")["osg1"]["host"] == "hv2"
+    assert runner.migrate("osg1", "hv1")["osg2"]["host"] == "hv1"
+    assert runner.migrate("osg1", host="hv2", live=True)["osg1"]["host"] == "hv2"
+    assert_working(controller, ["osg1", "osg2"], [17])
+    assert "memory" not in runner.status()["osg1"]
     assert runner.__context__ == {}
 
 
@@ -193,6 +211,73 @@ def test_bad_input_of_the_others_is_one_line_with_status_2(runner, function, arg
     assert status == 2
 
 
+NODES = {
+    "nothing": ((), {}, "missing a required argument: 'nodes'; arguments are nodes, "),
+    "None": ((None,), {}, "None is not a hostlist such as vn[001-004]: "),
+    "a number": ((2,), {}, "2 is not a hostlist such as vn[001-004]: "),
+    "a list": ((["osg1"],), {}, "['osg1'] is not a hostlist such as vn[001-004]: "),
+    "no hostlist": (("osg[1",), {}, "'osg[1' is not a hostlist such as vn[001-004]: "),
+    "an empty one": (("",), {}, "'' is not a hostlist such as vn[001-004]: "),
+    "everything": (("*",), {}, "'*' is not a hostlist such as vn[001-004]: '*' can't stand in it"),
+    "a group": (("@all",), {}, "'@all' is not a hostlist such as vn[001-004]: '@' can't stand in it"),
+    "a name of no pool": (("osg1,vn099",), {}, "node 'vn099' belongs to no pool; pools: osg (osg[1-4]), virtual ("),
+    "an argument that does not exist": (("osg1",), {"hsot": "hv2"}, "got an unexpected keyword argument 'hsot'; arg"),
+    "too many arguments": (("osg1", 1, 2, 3, 4, 5), {}, "too many positional arguments; arguments are nodes, "),
+    "test=maybe": (("osg1",), {"test": "maybe"}, "test='maybe': expected True or False"),
+    "test=1": (("osg1",), {"test": 1}, "test=1: expected True or False"),
+}
+SUSPEND = NODES | {
+    "what is not there": (("osg[2-3]",), {}, "osg[2-3]: not there, nothing to suspend"),
+    "a reason of two lines": (("osg1",), {"reason": "a\nb"}, "reason='a\\nb': expected one line of at most 200 char"),
+    "a reason with an escape": (
+        ("osg1",),
+        {"reason": "\x1b[2J"},
+        "reason='\\x1b[2J': expected one line of at most 200",
+    ),
+    "a reason that is too long": (("osg1",), {"reason": "x" * 201}, f"reason='{'x' * 201}': expected one line of at"),
+    "a reason that is no text": (("osg1",), {"reason": 7}, "reason=7: expected one line of at most 200 characters"),
+    "urgent=maybe": (("osg1",), {"urgent": "maybe"}, "urgent='maybe': expected True or False"),
+    "urgent=1": (("osg1",), {"urgent": 1}, "urgent=1: expected True or False"),
+}
+RESUME = NODES | {
+    "what is not there": (("osg[2-3]",), {}, "osg[2-3]: not there, nothing to resume"),
+    "what is not suspended": (("osg1",), {}, "not suspended: osg1: ready"),
+    "a host that is no text": (("osg1",), {"host": 1}, "host=1: expected text"),
+    "a host that does not exist": (("osg4",), {"host": "hv9"}, "hv9 is not a host of this provider: hv1, hv2"),
+}
+MIGRATE = {
+    what: (args if len(args) != 1 else (*args, "hv2"), kwargs, line) for what, (args, kwargs, line) in NODES.items()
+} | {
+    "no host": (("osg1",), {}, "missing a required argument: 'host'; arguments are nodes, host, live, test"),
+    "a host that is no text": (("osg1", 1), {}, "host=1: expected text"),
+    "a host that is nothing": (("osg1", None), {}, "host None does not exist; hosts: hv1, hv2"),
+    "a host that does not exist": (("osg1", "hv9"), {}, "host 'hv9' does not exist; hosts: hv1, hv2"),
+    "the host where it is": (("osg1", "hv1"), {}, "osg1 is on hv1 already"),
+    "what is not there": (("osg[2-3]", "hv2"), {}, "osg[2-3]: not there, nothing to migrate"),
+    "live=maybe": (("osg1", "hv2"), {"live": "maybe"}, "live='maybe': expected True or False"),
+}
+CASES = {
+    f"{function}: {what}": (function, *case)
+    for function, table in (("suspend", SUSPEND), ("resume", RESUME), ("migrate", MIGRATE))
+    for what, case in table.items()
+}
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs", "line"), CASES.values(), ids=CASES)
+def test_bad_input_of_suspend_resume_and_migrate_is_one_line_with_status_2(
+    runner, controller, slurm, function, args, kwargs, line
+):
+    runner.grow("osg1,osg4")
+    slurm.start_job(17, "osg1")
+    runner.suspend("osg4")
+    said, status = error(runner, function, *args, **kwargs)
+    assert said.startswith(line)
+    assert status == 2
+    assert_working(controller, ["osg1"], [17])
+    assert_suspended(controller, ["osg4"])
+    assert controller.ledger.operations() == ()
+
+
 # What goes wrong
 
 
@@ -227,24 +312,33 @@ def test_slurm_that_is_away_is_one_line_with_status_1(runner, slurm):
         (OSError(28, "No space left on device", "/var/lib/saltmarsh/dns/.x"), 1),
     ],
 )
-@pytest.mark.parametrize("function", ["grow", "shrink", "status", "pools", "history"])
+@pytest.mark.parametrize("function", ["grow", "shrink", "suspend", "resume", "migrate", "status", "pools", "history"])
 def test_whatever_can_not_be_opened_is_one_line(runner, monkeypatch, function, trouble, status):
     def fail(opts):
         raise trouble
 
     monkeypatch.setattr(runner.Controller, "open", fail)
-    args = {"grow": (1,), "shrink": (1,), "history": ("osg1",)}.get(function, ())
-    assert error(runner, function, *args) == (str(trouble), status)
+    args = dict.fromkeys(("grow", "shrink", "suspend", "resume", "history"), ("osg1",)) | {"migrate": ("osg1", "hv2")}
+    assert error(runner, function, *args.get(function, ())) == (str(trouble), status)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize(("function", "module", "verb"), [("grow", growing, "grow"), ("shrink", shrinking, "shrink")])
-def test_an_interruption_is_one_line(runner, monkeypatch, function, module, verb, interruption):
+@pytest.mark.parametrize(
+    ("function", "module", "args"),
+    [
+        ("grow", growing, (1, "osg")),
+        ("shrink", shrinking, (1, "osg")),
+        ("suspend", suspending, ("osg1",)),
+        ("resume", resuming, ("osg1",)),
+        ("migrate", migrating, ("osg1", "hv2")),
+    ],
+)
+def test_an_interruption_is_one_line(runner, monkeypatch, function, module, args, interruption):
     def interrupt(*args, **kwargs):
         raise interruption
 
-    monkeypatch.setattr(module, verb, interrupt)
-    assert error(runner, function, 1, pool="osg") == ("interrupted; what was under way is left to the engine", 1)
+    monkeypatch.setattr(module, function, interrupt)
+    assert error(runner, function, *args) == ("interrupted; what was under way is left to the engine", 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -298,6 +392,46 @@ def test_a_shrink_that_is_only_tested_changes_nothing_and_says_what_it_would_do(
         "would shrink": {"osg1": {"state": "ready", "jobs": [17]}, "osg2": {"state": "ready", "jobs": []}}
     }
     assert (controller.ledger.nodes(), controller.ledger.operations(unfinished=False), slurm.nodes()) == before
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "answer"),
+    [
+        ("suspend", ("osg1",), {"would suspend": {"osg1": {"host": "hv1", "jobs": ["17"]}}}),
+        ("resume", ("osg2",), {"would resume": {"osg2": {"host": "hv1", "file": "osg2.1.state"}}}),
+        ("migrate", ("osg1", "hv2"), {"would migrate": {"osg1": {"from": "hv1", "to": "hv2", "jobs": ["17"]}}}),
+        ("migrate", ("osg1", "hv2", True), {"would migrate": {"osg1": {"from": "hv1", "to": "hv2"}}}),
+    ],
+)
+def test_what_is_only_tested_changes_nothing_and_says_what_it_would_do(
+    runner, controller, slurm, vmstates, function, args, answer
+):
+    runner.grow(2, pool="osg")
+    slurm.start_job(17, "osg1")
+    runner.suspend("osg2")
+    operation, _ = controller.ledger.claim("grow", controller.site.pool("osg"), count=1)
+    controller.ledger.abandon(operation)
+
+    def everything():
+        looks = [vmstates.look(name) for name in ("osg1", "osg2")]
+        return controller.ledger.nodes(), controller.ledger.operations(unfinished=False), slurm.nodes(), looks
+
+    before = everything()
+    said = getattr(runner, function)(*args, test=True)
+    if function == "resume":
+        said["would resume"]["osg2"]["file"] = Path(said["would resume"]["osg2"]["file"]).name
+    assert said == answer
+    assert everything() == before
+
+
+def test_before_a_suspension_operations_of_dead_processes_are_ended(runner, controller):
+    runner.grow(2, pool="osg")
+    for act in (lambda: runner.suspend("osg1"), lambda: runner.resume("osg1"), lambda: runner.migrate("osg1", "hv2")):
+        operation, _ = controller.ledger.claim("grow", controller.site.pool("virtual"), count=1)
+        controller.ledger.abandon(operation)
+        act()
+        assert set(states(controller)) == {"osg1", "osg2"}
+    assert_working(controller, ["osg1", "osg2"])
 
 
 @pytest.mark.parametrize("function", ["grow", "shrink"])

@@ -112,7 +112,7 @@ def _checked(controller, names, host, live):
 
 
 def come_back(controller, operation, names, host, say):
-    """Resume nodes that the operation has suspended, on that host, or where they were if that can't be."""
+    """Resume nodes that the operation has suspended: on that host, or where they were if it can't restore them."""
     nodes = controller.ledger.nodes(names)
     failed = None
     try:
