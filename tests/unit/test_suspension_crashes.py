@@ -85,8 +85,8 @@ class Deadly:
 class Site:
     """A site with two nodes and a job on both, which can be put back to how it was."""
 
-    def __init__(self, pillar, directory, controller):
-        self.pillar = pillar
+    def __init__(self, directory, controller):
+        self.controller = controller
         self.directory = directory
         self.kept = directory.with_name(f"{directory.name}.kept")
         self.slurm = directory / "state" / "slurm"
@@ -106,17 +106,13 @@ class Site:
 
     def open(self, count=None):
         """A controller of this process; the boundaries are those at which ``count`` is called."""
-        controller = neighbours.controller(self.pillar, self.directory)
-        controller.slurm.keep_in(self.slurm)
+        slurm, ledger = neighbours.Slurm(self.controller.site), neighbours.Ledger(self.controller.ledger.path)
+        slurm.keep_in(self.slurm)
+        vmstates = neighbours.VmStates(self.controller.minions.provider, slurm)
         if count:
-            vmstates = Deadly(controller.vmstates_of("osg1"), count)
-            controller.cloud.vmstates = lambda profile: vmstates
-            controller = replace(
-                controller,
-                slurm=Deadly(controller.slurm, count),
-                ledger=Deadly(controller.ledger, count, LEDGER),
-            )
-        return controller
+            vmstates, slurm, ledger = Deadly(vmstates, count), Deadly(slurm, count), Deadly(ledger, count, LEDGER)
+        self.controller.cloud.vmstates = lambda profile: vmstates
+        return replace(self.controller, slurm=slurm, ledger=ledger)
 
     def run(self, act, number):
         """Run something in a process that is killed before its call of this number; where, or None if it ended."""
@@ -162,7 +158,7 @@ def site(pillar, tmp_path):
     directory = tmp_path / "site"
     directory.mkdir()
     controller = neighbours.controller(pillar, directory)
-    made = Site(pillar, directory, controller)
+    made = Site(directory, controller)
     grow(controller, 2, "osg")
     controller.slurm.start_job(JOB, "osg[1-2]")
     controller.ledger.close()
