@@ -17,19 +17,23 @@ Pillar says which machines are meant, and where their memory goes:
 
 import functools
 import os
+import shutil
 import time
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-try:
-    from saltmarsh.errors import InvalidInput, SaltmarshError
-    from saltmarsh.hypervisor import Hypervisors
-    from saltmarsh.machine import ProviderConfig, Suspension
-    from saltmarsh.vmstate import VmStates
+MISSING = "this is no libvirt host: there is no virsh"
+# A node has no use for it, and would spend memory on it that a small one has not.
+if shutil.which("virsh"):
+    try:
+        from saltmarsh.errors import InvalidInput, SaltmarshError
+        from saltmarsh.hypervisor import Hypervisors
+        from saltmarsh.machine import ProviderConfig, Suspension
+        from saltmarsh.vmstate import VmStates
 
-    MISSING = None
-except ImportError as err:
-    MISSING = str(err)
+        MISSING = None
+    except ImportError as err:
+        MISSING = str(err)
 
 __virtualname__ = "vmstate"
 __func_alias__ = {"list_": "list"}

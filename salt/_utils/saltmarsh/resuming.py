@@ -17,6 +17,7 @@ from saltmarsh.guest import Guest
 from saltmarsh.hostlist import fold_words
 from saltmarsh.machine import PowerState
 from saltmarsh.model import State, nodeset
+from saltmarsh.vmstate import Look
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +250,8 @@ def _end_leftovers(controller, node, guest):
         if time.monotonic() > deadline:
             return [f"processes of jobs {', '.join(map(str, sorted(left)))}, which have ended, are still there"]
         if time.monotonic() >= ask_at:
+            # The order to kill them must reach the node itself; it is fit by now, and drained.
+            controller.slurm.set_addresses({node.name: node.address})
             # Again and again: of a job that ended less than MessageTimeout ago slurmctld takes no notice (measured).
             guest.restart_slurmd()
             ask_at = time.monotonic() + ASK_AGAIN
@@ -407,8 +410,12 @@ def _together(controller, mark):
 
 def _return(controller, node, host):
     machines = controller.vmstates_of(node.name)
-    look = machines.look(node.name, node.host if node.state is State.FAILED else None)
-    if _is_there(look) and (look.suspension or node.state is State.SUSPENDED):
+    if node.state is State.SUSPENDED:
+        # It left its host before it came into this state, so no host need answer that has not its file.
+        look = Look(None, False, None, machines.latest(node.name, node.host))
+    else:
+        look = machines.look(node.name, node.host)
+    if _is_there(look) and look.suspension:
         if host not in (None, look.machine.host):
             raise InvalidInput(f"{node.name} is on {look.machine.host} already; resume it there, then migrate it")
         return Return(node, look.machine.host, None)

@@ -125,7 +125,7 @@ class Leaving:
         self._controller = controller
         self._operation = operation
         self._nodes = {node.name: node for node in nodes}
-        self._suspensions = dict.fromkeys(self._nodes, Suspension(time.time(), by, why))
+        self._suspensions = dict.fromkeys(self._nodes, Suspension(operation.started, by, why))
         self._urgent = urgent
         self._say = say
         self._seconds = Seconds()

@@ -91,6 +91,17 @@ class VmStates:
             busy = bool(domain.isActive()) and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
             return Look(machine, busy, self._suspension(domain), state)
 
+    def latest(self, name, host):
+        """
+        The latest state file of a machine that is suspended, or None.
+
+        :param str host: on which it was; where storage is shared, any host that answers will do
+        :rtype: StateFile
+        :raises Unreachable: no host that could have it answers
+        """
+        hosts = None if self._config.shared_storage else [host]
+        return next(iter(self._hypervisors.state_files([name], hosts)), None)
+
     def state_files(self, names=None, hosts=None):
         """As :meth:`saltmarsh.hypervisor.Hypervisors.state_files`."""
         return self._hypervisors.state_files(names, hosts)
@@ -462,9 +473,13 @@ class VmStates:
         One at a time per storage. Who is urgent holds a second lock, shared, from before it waits until it is done;
         who is not gives way as long as anybody holds that.
         """
-        self._locks.mkdir(parents=True, exist_ok=True)
         stem = f"writer-{self._config.cluster}-{self._storage(host)}"
-        with (self._locks / f"{stem}.lock").open("a") as turn, (self._locks / f"{stem}.urgent").open("a") as before:
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            turn, before = ((self._locks / f"{stem}.{kind}").open("a") for kind in ("lock", "urgent"))
+        except OSError as err:
+            raise ProviderError(f"memory can't be written without a lock: {err}") from err
+        with turn, before:
             try:
                 if urgent:
                     fcntl.flock(before, fcntl.LOCK_SH)
