@@ -166,19 +166,23 @@ def test_a_job_survives_a_reboot_of_the_controller(lab, away):
     assert_goes_on(lab, away)
 
 
-def test_a_node_that_fails_the_gate_stays_drained_with_its_job_until_it_is_mended(lab, counter):
-    lab.exec(NODE, "systemctl", "stop", "munge")
-    must(lab, "suspend", NODE)
-    assert_refused(elastic(lab, "resume", NODE), 1, NODE, "munge makes no credential")
-    status = must(lab, "status", NODE)[NODE]
-    assert (status["state"], "munge" in status["reason"]) == ("failed", True)
-    assert state_of(lab, counter) == "SUSPENDED"
-    states, reason, _ = slurm_node(lab, NODE)
-    assert "DRAIN" in states
-    assert reason.startswith("not back: ")
-    lab.exec(NODE, "systemctl", "start", "munge")
+def test_a_node_that_fails_the_gate_stays_drained_with_its_job_until_it_is_mended(lab, away):
+    name = f"/var/lib/saltmarsh/dns/{NODE}"
+    lab.exec("ctl", "mv", name, "/root/aside")
+    try:
+        wait_for(lambda: lab.exec("ctl", "getent", "hosts", NODE, check=False).returncode != 0, 30, "no name in DNS")
+        assert_refused(elastic(lab, "resume", NODE), 1, f"{NODE}: DNS does not say that {NODE} is 10.77.0.101")
+        status = must(lab, "status", NODE)[NODE]
+        assert (status["state"], "DNS" in status["reason"]) == ("failed", True)
+        assert state_of(lab, away) == "SUSPENDED"
+        states, reason, _ = slurm_node(lab, NODE)
+        assert "DRAIN" in states
+        assert reason.startswith("not back: DNS")
+    finally:
+        lab.exec("ctl", "mv", "/root/aside", name)
+    wait_for(lambda: lab.exec("ctl", "getent", "hosts", NODE, check=False).returncode == 0, 30, "a name in DNS")
     must(lab, "resume", NODE)
-    assert_goes_on(lab, counter)
+    assert_goes_on(lab, away)
 
 
 def test_a_lost_state_file_is_told_and_nothing_boots_in_its_place(lab, away):
