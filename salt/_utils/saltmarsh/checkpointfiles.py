@@ -11,7 +11,7 @@ from saltmarsh import domain as xml
 from saltmarsh import statefiles
 from saltmarsh.hypervisor import undefine
 from saltmarsh.libvirt_link import asking, or_none
-from saltmarsh.storage import copy_overlay, copy_volume, find_volume
+from saltmarsh.storage import copy_volume, find_volume
 
 
 class Checkpoints:
@@ -59,7 +59,7 @@ class Checkpoints:
                 if left := or_none(lambda: pool.storageVolLookupByName(half), libvirt.VIR_ERR_NO_STORAGE_VOL):  # noqa: B023
                     left.delete()
             copy_volume(pool.storageVolLookupByName(state.path.rpartition("/")[2]), pool, memory)
-            copy_overlay(find_volume(disks, xml.disk_volume(name)), pool, f"{name}.{number}.{statefiles.DISK}")
+            copy_volume(find_volume(disks, xml.disk_volume(name)), pool, f"{name}.{number}.{statefiles.DISK}", "qcow2")
         return number
 
     def lay_out(self, name, host, checkpoint):
@@ -85,7 +85,7 @@ class Checkpoints:
             disks = connection.storagePoolLookupByName(self._config.disk_pool)
             if disk := find_volume(disks, xml.disk_volume(name)):
                 disk.delete()
-            copy_overlay(find_volume(pool, _disk_of(checkpoint)), disks, xml.disk_volume(name))
+            copy_volume(find_volume(pool, _disk_of(checkpoint)), disks, xml.disk_volume(name), "qcow2")
             if domain:
                 undefine(domain)
 

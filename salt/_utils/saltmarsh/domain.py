@@ -93,12 +93,6 @@ def volume_xml(volume, capacity=None):
     return _text(_volume(volume.name, len(volume.content) if capacity is None else capacity, volume.format))
 
 
-def backing(volume_description):
-    """The path and the format of what an overlay lies on."""
-    store = ElementTree.fromstring(volume_description).find("backingStore")
-    return store.findtext("path"), store.find("format").get("type")
-
-
 def domain_xml(spec, cluster, identity, image_directory, disk_directory):
     """
     A machine as a libvirt domain.

@@ -11,6 +11,7 @@ from saltmarsh.errors import ProviderError
 JOB_PROCESSES = "/usr/local/libexec/saltmarsh/job-processes"
 READY_AGAIN = "/usr/local/libexec/saltmarsh/ready-again"
 GUEST_SECONDS = 60
+GATE_SECONDS = 400  # a few file systems that each take their time
 _POLL = 0.2
 
 
@@ -76,7 +77,9 @@ class Guest:
         :returns: what is wrong, one line each
         :rtype: list[str]
         """
-        code, out, err = self._run([READY_AGAIN, self._node.name, self._node.address], text=self._munge.encode())
+        code, out, err = self._run(
+            [READY_AGAIN, self._node.name, self._node.address], text=self._munge.encode(), timeout=GATE_SECONDS
+        )
         lines = [line for line in out.splitlines() if line]
         theirs = [line for line in lines if line.startswith("MUNGE:")]
         wrong = [line for line in lines if not line.startswith("MUNGE:")]
