@@ -166,10 +166,10 @@ def setting():
     model = next(line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
     storage = read(GUEST.host, "df", "--output=fstype,source", "/srv/states").split()[-2:]
+    machine = f"{os.cpu_count()} CPUs ({model}), {memory:.0f} GiB; {' on '.join(storage)}, {write_rate():.0f} MiB/s"
     return (
-        f"{time.strftime('%Y-%m-%d')}: {libvirt}, {qemu}, guests of one CPU, "
-        f"domain type qemu (**software emulation**); {os.cpu_count()} CPUs ({model}), {memory:.0f} GiB; {' on '.join(storage)}, {write_rate():.0f} MiB/s; "
-        f"medians of {ROUNDS} rounds"
+        f"{time.strftime('%Y-%m-%d')}: {libvirt}, {qemu}, one CPU, domain type qemu (**software emulation**); "
+        f"{machine}; medians of {ROUNDS} rounds"
     )
 
 
