@@ -7,10 +7,10 @@ MAKEFLAGS += --no-print-directory
 READY := .venv/made
 TIERS ?= unit functional lab
 
-.PHONY: help venv test lint demo bench image docs lock clean python
+.PHONY: help venv test lint demo bench bench-suspend image docs lock clean python
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 10 | sed 's/^/  make /'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16 | sed 's/^/  make /'
 
 venv: $(READY) ## make .venv from the locked requirements
 $(READY): requirements/test.txt
@@ -31,6 +31,9 @@ demo: python ## boot the lab, grow two nodes, run jobs, suspend and resume one, 
 
 bench: $(READY) ## print the table of ratios
 	@bench/run
+
+bench-suspend: $(READY) ## print the table of pause, suspend, checkpoint, snapshot and stop
+	@bench/suspend_table.py
 
 image: python ## build the golden image
 	@lab/lab image

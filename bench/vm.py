@@ -1,14 +1,11 @@
 """
 The parts of the bench with real machines, in the lab: what a grow costs beside the boot that nobody can save.
 
-The bare boot is the golden image with everything a node needs already in place (munge key, resolver, time server,
-slurmd's options), cloned and started by virsh, until Slurm has it idle: no Salt, no salt-cloud, no ledger.
-
-Both are timed from their first command to an idle node, on the same host, and in turn: neither has the warmer caches.
+The bare boot is the golden image with everything a node needs already in place (munge key, resolver, slurmd's options),
+defined and started by virsh, until Slurm has it idle: no Salt, no salt-cloud, no ledger.
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -23,36 +20,35 @@ from labtools.settings import CTL, MACHINES, NODE_ADDRESSES, STATE, VENV  # noqa
 
 HOST = MACHINES["hv1"]
 BARE_SECONDS = 300
-ROUNDS = 3
 CREDENTIALS = "opt/io.systemd.credentials/"
 
 
 def measure():
     """
-    Grow one node and boot the same bare, in turn; then grow two.
+    Grow one node, boot the same bare, grow two.
 
-    :returns: seconds by name, the median of the rounds
+    :returns: seconds by name
     :rtype: dict[str, float]
     """
     cluster.up()
-    rounds = []
-    for _ in range(ROUNDS):
-        one, name, domain = grow_one()
-        rounds.append((one, boot_bare(name, domain)))
-        print(f"  grow 1: {rounds[-1][0]:.1f} s, bare boot: {rounds[-1][1]:.1f} s", flush=True)
-    one, bare = map(statistics.median, zip(*rounds, strict=True))
-    two, _ = timed("elastic.grow", "2")
+    one, name, domain = grow_one()
+    bare = boot_bare(name, domain)
+    two = run_salt("elastic.grow", "2")
     run_salt("elastic.shrink", "2")
-    return {"grow 1": one, "bare boot": bare, "grow 2": two}
+    return {
+        "grow 1": one,
+        "bare boot": bare,
+        "grow 2": max(node["seconds"]["total"] for node in two["nodes"].values()),
+    }
 
 
 def grow_one():
-    """Grow a node on one host and shrink it again; returns the seconds of the grow, its name, and its domain's XML."""
-    seconds, grown = timed("elastic.grow", "1", f"host={HOST.name}")
-    (name,) = grown["nodes"]
+    """Grow a node on one host and shrink it again; returns its seconds, its name, and its domain's XML."""
+    grown = run_salt("elastic.grow", "1", f"host={HOST.name}")
+    ((name, node),) = grown["nodes"].items()
     domain = read(HOST, "virsh", "dumpxml", "--inactive", "--security-info", name)
     run_salt("elastic.shrink", name)
-    return seconds, name, domain
+    return node["seconds"]["total"], name, domain
 
 
 def boot_bare(name, domain):
@@ -63,11 +59,11 @@ def boot_bare(name, domain):
     credential.write_text(tmpfiles())
     (nodes / "bare.xml").write_text(bare_domain(domain, f"/srv/nodes/{credential.name}"))
     backing = ("-F", "qcow2", "-b", "/srv/images/node.qcow2")
+    read(HOST, "qemu-img", "create", "-q", "-f", "qcow2", *backing, "/srv/nodes/bare.qcow2")
     addresses = {name: NODE_ADDRESSES[name]}
     ask_slurm(f"slurm.expect({addresses})")
     started = time.monotonic()
     try:
-        read(HOST, "qemu-img", "create", "-q", "-f", "qcow2", *backing, "/srv/nodes/bare.qcow2")
         read(HOST, "virsh", "create", "/srv/nodes/bare.xml")
         wait_idle(name)
         return time.monotonic() - started
@@ -84,7 +80,6 @@ def tmpfiles():
     return (
         f"f~ /etc/munge/munge.key 0400 munge munge - {key}\n"
         f"f+ /etc/resolv.conf 0644 root root - nameserver {CTL.address}\n"
-        f"f+ /etc/chrony/chrony.conf 0644 root root - server {CTL.address} iburst\n"
         f'f+ /etc/default/slurmd 0644 root root - SLURMD_OPTIONS="--conf-server {CTL.address}:6817"\n'
     )
 
@@ -117,13 +112,6 @@ def ask_slurm(call):
     """Call the project's own seam to Slurm on the controller."""
     python = ("env", "PYTHONPATH=/srv/saltmarsh/salt/_utils", f"{VENV}/bin/python", "-c")
     read(CTL, *python, f"from saltmarsh import slurm; {call}")
-
-
-def timed(*arguments):
-    """Run a runner; returns its seconds and its answer."""
-    started = time.monotonic()
-    answer = run_salt(*arguments)
-    return time.monotonic() - started, answer
 
 
 def run_salt(*arguments):
