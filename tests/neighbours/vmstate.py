@@ -8,8 +8,7 @@ from pathlib import Path
 
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError
 from saltmarsh.guest import JOB_PROCESSES, READY_AGAIN
-from saltmarsh.machine import Machine, PowerState, StateFile, Suspension
-from saltmarsh.vmstate import Look
+from saltmarsh.machine import Look, Machine, PowerState, StateFile, Suspension
 
 KILL = "kill"
 CREDENTIAL = "MUNGE:controller\n"

@@ -12,7 +12,7 @@ JOB_PROCESSES = "/usr/local/libexec/saltmarsh/job-processes"
 READY_AGAIN = "/usr/local/libexec/saltmarsh/ready-again"
 GUEST_SECONDS = 60
 GATE_SECONDS = 400  # a few file systems that each take their time
-_POLL = 0.2
+_POLL = 0.1
 
 
 class Guest:

@@ -205,6 +205,16 @@ class StateFile:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What there is of a machine now."""
+
+    machine: Machine | None  # None: no domain
+    busy: bool  # libvirt is at work on it, for example saves its memory
+    suspension: Suspension | None  # what it was marked with and not yet unmarked; None also without a domain
+    state: StateFile | None  # the latest state file
+
+
+@dataclass(frozen=True)
 class Image:
     """A master image, and the hosts that have it."""
 

@@ -15,16 +15,15 @@ from dataclasses import dataclass, replace
 from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
 from saltmarsh.guest import Guest
 from saltmarsh.hostlist import fold_words
-from saltmarsh.machine import PowerState
+from saltmarsh.machine import Look, PowerState
 from saltmarsh.model import State, nodeset
-from saltmarsh.vmstate import Look
 
 log = logging.getLogger(__name__)
 
 REGISTER_SECONDS = 60
 LEFTOVER_SECONDS = 120  # Slurm's KillWait comes first
 ASK_AGAIN = 12
-_POLL = 0.2
+_POLL = 0.1
 _RESUMABLE = frozenset({State.SUSPENDED, State.FAILED})
 _THERE = (PowerState.RUNNING, PowerState.PAUSED)
 
