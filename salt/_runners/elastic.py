@@ -15,7 +15,7 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import checkpoints, growing, migrating, recovery, reporting, resuming, shrinking, suspending
+from saltmarsh import growing, migrating, recovery, reporting, resuming, shrinking, suspending
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -239,83 +239,6 @@ def migrate(nodes, host, live=False, test=False):
         return {"would migrate": migrating.plan(controller, nodes, host, live)}
     recovery.recover_abandoned(controller)
     return migrating.migrate(controller, nodes, host, by=_by(), live=live, say=_progress())
-
-
-@_command
-def checkpoint(node, reason="", test=False):
-    """
-    Keep a node's memory and disk as they are now; it goes on, and can be put back to it later (``elastic.restore``).
-
-    Its jobs stand still for seconds. A node that runs a parallel job is refused.
-
-    node
-        The node's name.
-    reason
-        Why, kept with it.
-    test
-        Only say what would be done.
-
-    Returns the checkpoint's number.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-run elastic.checkpoint vn001 reason='before the new driver'
-    """
-    name, reason, test = _one(node), _line("reason", reason), _flag("test", test)
-    controller = Controller.open(__opts__)
-    if test:
-        checkpoints.refuse_parallel(controller, name)
-        return {"would checkpoint": suspending.plan(controller, [name])}
-    recovery.recover_abandoned(controller)
-    return checkpoints.checkpoint(controller, name, by=_by(), why=reason, say=_progress())
-
-
-@_command
-def restore(node, checkpoint, test=False):
-    """
-    Put a node's memory and disk back to a checkpoint; what it has done since is lost.
-
-    Its jobs go on from there. Refused if a job runs there that is not in the checkpoint.
-
-    node
-        The node's name.
-    checkpoint
-        The checkpoint's number.
-    test
-        Only say what would be done.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-run elastic.restore vn001 checkpoint=2
-    """
-    name, test = _one(node), _flag("test", test)
-    controller = Controller.open(__opts__)
-    if test:
-        kept = checkpoints.checked(controller, name, checkpoint)
-        return {"would restore": {name: {"file": kept.path, "jobs": list(kept.suspension.jobs)}}}
-    recovery.recover_abandoned(controller)
-    return checkpoints.restore(controller, name, checkpoint, by=_by(), say=_progress())
-
-
-@_command
-def list_checkpoints(node):
-    """
-    A node's checkpoints by number, latest first: file, size (bytes), age (seconds), who made it and why, jobs.
-
-    node
-        The node's name.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-run elastic.list_checkpoints vn001
-    """
-    return checkpoints.listing(Controller.open(__opts__), _one(node))
 
 
 @_command

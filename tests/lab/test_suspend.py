@@ -230,20 +230,6 @@ def test_idle_nodes_can_be_suspended_as_well(lab):
     assert [slurm_node(lab, name)[0] for name in (FIRST, SECOND)] == ["CLOUD+IDLE"] * 2
 
 
-def test_a_checkpoint_puts_memory_disk_and_job_back(lab, counter):
-    number = must(lab, "checkpoint", FIRST, "reason=a test")["checkpoint"]
-    assert_goes_on(lab, counter)
-    kept = must(lab, "list_checkpoints", FIRST)[str(number)]
-    assert (kept["why"], kept["jobs"]) == ("a test", [str(counter)])
-    lab.exec(FIRST, "sh", "-c", "touch /root/since; sync")
-    process = counted(lab, str(counter))[-1]
-    assert must(lab, "restore", FIRST, f"checkpoint={number}")["jobs"] == [str(counter)]
-    assert lab.exec(FIRST, "test", "-e", "/root/since", check=False).returncode == 1
-    assert lab.exec(FIRST, "readlink", f"/proc/{process.pid}/fd/1").stdout.strip() == f"/shared/{counter}.counted"
-    assert (state_of(lab, counter), job(lab, counter)["restart_cnt"]) == ("RUNNING", 0)
-    assert "DRAIN" not in slurm_node(lab, FIRST)[0]
-
-
 @pytest.mark.parametrize(
     ("verb", "arguments", "code", "message"),
     [
@@ -254,8 +240,6 @@ def test_a_checkpoint_puts_memory_disk_and_job_back(lab, counter):
         ("resume", ["vn009"], 2, "vn009: not there, nothing to resume"),
         ("migrate", [FIRST], 2, "missing a required argument: 'host'"),
         ("migrate", [FIRST, "host=hv9"], 2, "host 'hv9' does not exist; hosts: hv1, hv2"),
-        ("checkpoint", [f"{FIRST},{SECOND}"], 2, "expected the name of one node"),
-        ("restore", [SECOND, "checkpoint=1"], 2, f"{SECOND} has no checkpoint 1; checkpoints: none"),
     ],
 )
 def test_what_is_not_acceptable_is_named_and_changes_nothing(lab, verb, arguments, code, message):

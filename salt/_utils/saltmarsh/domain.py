@@ -88,9 +88,9 @@ def overlay_xml(name, capacity, backing_path, backing_format):
     return _text(volume)
 
 
-def volume_xml(volume, capacity=None):
-    """A volume as large as its content, or of that many bytes, which only the host's root and QEMU may read."""
-    return _text(_volume(volume.name, len(volume.content) if capacity is None else capacity, volume.format))
+def volume_xml(volume):
+    """A volume as large as its content, which only the host's root and QEMU may read."""
+    return _text(_volume(volume.name, len(volume.content), volume.format))
 
 
 def domain_xml(spec, cluster, identity, image_directory, disk_directory):

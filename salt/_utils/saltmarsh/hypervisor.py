@@ -433,10 +433,7 @@ class Hypervisors:
 
     def _remove(self, host, connection, name):
         domain = self.lookup(host, connection, name)
-        saved = []
-        if self.config.state_dir:
-            for kind in (statefiles.STATE, statefiles.CHECKPOINT):
-                saved += statefiles.listing(host, connection, self.config, [name], kind)
+        saved = statefiles.listing(host, connection, self.config, [name]) if self.config.state_dir else []
         if domain is None and not any(state.machine for state in saved):
             return
         with asking(host, connection, f"can't remove {name}"):
@@ -444,7 +441,7 @@ class Hypervisors:
                 or_none(domain.destroy, libvirt.VIR_ERR_OPERATION_INVALID)  # it has stopped meanwhile
             delete_volumes(host, connection.storagePoolLookupByName(self.config.disk_pool), name)
         if saved:
-            statefiles.delete_all(host, connection, self.config, name)
+            statefiles.delete(host, connection, self.config, [state.path for state in reversed(saved)])
         if domain:
             with asking(host, connection, f"can't remove {name}"):
                 undefine(domain)

@@ -56,9 +56,9 @@ def migrate(controller, names, host, *, by, live=False, say=log.info):
         controller, "migrate", names, by=by, why=f"migrate to {host}", urgent=False, say=say
     )
     try:
-        troubles = come_back(controller, operation, done, host, say)
+        troubles = _come_back(controller, operation, done, host, say)
     except BaseException as err:
-        give_up(controller, operation, err)
+        _give_up(controller, operation, err)
         raise
     resuming.finish(controller, operation, troubles)
     seconds = round(time.monotonic() - begun, 2)
@@ -76,7 +76,7 @@ def recover(controller, operation):
     troubles = suspending.finish_or_undo(controller, operation) | resuming.go_on(controller, operation)
     held = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
     if away := [node.name for node in held if node.state is State.SUSPENDED]:
-        troubles |= come_back(controller, operation, away, None, log.info)
+        troubles |= _come_back(controller, operation, away, None, log.info)
     _note_hosts(controller, operation)
     controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(troubles)]))
 
@@ -111,7 +111,7 @@ def _checked(controller, names, host, live):
     return nodes
 
 
-def come_back(controller, operation, names, host, say):
+def _come_back(controller, operation, names, host, say):
     """Resume nodes that the operation has suspended: on that host, or where they were if it can't restore them."""
     nodes = controller.ledger.nodes(names)
     failed = None
@@ -140,7 +140,7 @@ def _returns(controller, nodes, host):
     return returns
 
 
-def give_up(controller, operation, err):
+def _give_up(controller, operation, err):
     """
     End the operation if its nodes rest; otherwise leave it to the engine.
 
@@ -180,7 +180,7 @@ def _migrate_live(controller, nodes, host, say):
             moved[node.name] = {"host": host, "seconds": round(time.monotonic() - begun, 2)}
             say(f"{node.name}: on {host}")
     except BaseException as err:
-        give_up(controller, operation, err)
+        _give_up(controller, operation, err)
         raise
     resuming.finish(controller, operation, troubles)
     return moved

@@ -2,7 +2,7 @@
 
 import logging
 
-from saltmarsh import checkpoints, growing, migrating, resuming, shrinking, suspending
+from saltmarsh import growing, migrating, resuming, shrinking, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
@@ -13,8 +13,6 @@ _RECOVER = {
     "suspend": suspending.recover,
     "resume": resuming.recover,
     "migrate": migrating.recover,
-    "checkpoint": migrating.recover,
-    "restore": checkpoints.recover,
 }
 
 

@@ -16,10 +16,9 @@ from saltmarsh import domain as xml
 from saltmarsh.errors import ProviderError
 from saltmarsh.libvirt_link import asking, one_line, or_none
 from saltmarsh.machine import Machine, PowerState, StateFile
-from saltmarsh.storage import refresh, volumes_of
+from saltmarsh.storage import refresh
 
-STATE, CHECKPOINT, DISK = "state", "checkpoint", "disk"
-_NAME = re.compile(r"(?P<machine>[a-z0-9-]+)\.(?P<number>[0-9]{1,9})\.(?P<kind>[a-z]+)")
+_NAME = re.compile(r"(?P<machine>[a-z0-9-]+)\.(?P<number>[0-9]{1,9})\.state")
 
 
 def directory(host, connection, config):
@@ -37,14 +36,13 @@ def directory(host, connection, config):
     raise ProviderError(f"{host}: no active storage pool is at {config.state_dir}, the provider's state_dir")
 
 
-def listing(host, connection, config, names=None, kind=STATE):
+def listing(host, connection, config, names=None):
     """
     The state files of this cluster's machines, the latest of each machine first.
 
     Whose an incomplete or damaged one is can't be read: it counts as the machine's whose name it bears.
 
     :param names: only of these machines
-    :param str kind: STATE for suspended machines, CHECKPOINT for what is kept of machines that went on
     :rtype: list[StateFile]
     """
     pool = directory(host, connection, config)
@@ -53,7 +51,7 @@ def listing(host, connection, config, names=None, kind=STATE):
         refresh(pool)
         for volume in pool.listAllVolumes():
             match = _NAME.fullmatch(volume.name())
-            if match and match["kind"] == kind and (names is None or match["machine"] in names):
+            if match and (names is None or match["machine"] in names):
                 found.append(_state_file(host, connection, volume, match, config.cluster))
     return sorted(filter(None, found), key=lambda each: (each.name, -each.number))
 
@@ -77,7 +75,7 @@ def read(host, connection, config, path):
 def next_path(name, existing, config):
     """Where the next state file of a machine goes: no file is ever written over."""
     number = 1 + max((each.number for each in existing if each.name == name), default=0)
-    return f"{config.state_dir}/{name}.{number}.{STATE}"
+    return f"{config.state_dir}/{name}.{number}.state"
 
 
 def delete(host, connection, config, paths):
@@ -90,14 +88,6 @@ def delete(host, connection, config, paths):
             volume = or_none(lambda: pool.storageVolLookupByName(name), libvirt.VIR_ERR_NO_STORAGE_VOL)  # noqa: B023
             if volume:
                 volume.delete()
-
-
-def delete_all(host, connection, config, name):
-    """Delete all that is kept of a machine; what bears its mark last."""
-    pool = directory(host, connection, config)
-    with asking(host, connection, f"can't delete in {config.state_dir}"):
-        for volume in sorted(volumes_of(pool, name), key=lambda each: not each.name().endswith(DISK)):
-            or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
 
 
 def _state_file(host, connection, volume, match, cluster):

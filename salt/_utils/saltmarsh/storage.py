@@ -59,15 +59,6 @@ def make_volumes(host, connection, config, spec, identity):
                 _upload(connection, made, volume.content)
 
 
-def copy_volume(source, target_pool, name, format_="raw"):
-    """
-    Copy a volume to a pool of the same host.
-
-    Of a ``qcow2`` overlay the copy lies on nothing: libvirt fills in what the overlay has from below (measured).
-    """
-    target_pool.createXMLFrom(xml.volume_xml(xml.Volume(name, format_), source.info()[1]), source)
-
-
 def delete_volumes(host, pool, name):
     """
     Delete all volumes of a machine in a pool, and see that they are gone.

@@ -107,7 +107,7 @@ def carry_out(controller, verb, names, *, by, why, urgent, say):
             to=State.SUSPENDING,
             reason=_reason(by, time.time(), why),
         )
-        leaving = Leaving(controller, operation, nodes, by, why, urgent, say)
+        leaving = _Leaving(controller, operation, nodes, by, why, urgent, say)
         try:
             if leaving.drain():
                 return operation, leaving.carry_out()
@@ -118,7 +118,7 @@ def carry_out(controller, verb, names, *, by, why, urgent, say):
     raise Conflict(f"{nodeset(names)}: parallel jobs begin faster than their nodes can be drained; try again")
 
 
-class Leaving:
+class _Leaving:
     """Nodes on their way to disk, held by an operation."""
 
     def __init__(self, controller, operation, nodes, by, why, urgent, say):
@@ -146,14 +146,10 @@ class Leaving:
             together, _, _ = expand(names, slurm.jobs())
             return self._nodes.keys() >= set(together)
 
-    def stop(self):
-        """Stop the jobs of the nodes, and see them stopped."""
-        with self._seconds.of("stop"):
-            self._stop_jobs()
-
     def carry_out(self):
         """Everything after the drain; returns what to tell of each node."""
-        self.stop()
+        with self._seconds.of("stop"):
+            self._stop_jobs()
         with self._seconds.of("freeze"):
             self._freeze()
         with self._seconds.of("save"):

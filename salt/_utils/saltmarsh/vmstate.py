@@ -21,7 +21,6 @@ import libvirt_qemu
 
 from saltmarsh import domain as xml
 from saltmarsh import statefiles
-from saltmarsh.checkpointfiles import Checkpoints
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, Unreachable
 from saltmarsh.hypervisor import undefine
 from saltmarsh.libvirt_link import asking
@@ -57,7 +56,6 @@ class VmStates:
         self._hypervisors = hypervisors
         self._config = hypervisors.config
         self._locks = Path(lock_directory)
-        self.checkpoints = Checkpoints(hypervisors)
 
     def look(self, name, host=None):
         """
