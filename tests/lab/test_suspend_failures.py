@@ -168,7 +168,8 @@ def test_a_job_survives_a_reboot_of_the_controller(lab, away):
 
 def test_a_node_that_fails_the_gate_stays_drained_with_its_job_until_it_is_mended(lab, away):
     name = f"/var/lib/saltmarsh/dns/{NODE}"
-    lab.exec("ctl", "mv", name, "/root/aside")
+    # dnsmasq takes notice of a file that is deleted, and of one that is written.
+    lab.exec("ctl", "sh", "-c", f"cp {name} /root/aside && rm {name}")
     try:
         wait_for(lambda: lab.exec("ctl", "getent", "hosts", NODE, check=False).returncode != 0, 30, "no name in DNS")
         assert_refused(elastic(lab, "resume", NODE), 1, f"{NODE}: DNS does not say that {NODE} is 10.77.0.101")
@@ -179,7 +180,7 @@ def test_a_node_that_fails_the_gate_stays_drained_with_its_job_until_it_is_mende
         assert "DRAIN" in states
         assert reason.startswith("not back: DNS")
     finally:
-        lab.exec("ctl", "mv", "/root/aside", name)
+        lab.exec("ctl", "cp", "/root/aside", name)
     wait_for(lambda: lab.exec("ctl", "getent", "hosts", NODE, check=False).returncode == 0, 30, "a name in DNS")
     must(lab, "resume", NODE)
     assert_goes_on(lab, away)

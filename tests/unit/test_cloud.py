@@ -1,6 +1,8 @@
 """The seam to salt-cloud, with a real driver whose machines are files."""
 
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import neighbours
 import pytest
@@ -92,13 +94,29 @@ def test_an_error_of_the_system_is_reported_of_its_machine(make, provider):
 
 def test_nothing_more_is_begun_when_creating_is_interrupted(cloud, pool, provider, monkeypatch):
     monkeypatch.setattr(module, "_WORKERS", 1)
+    interrupted = threading.Event()
+    forget_key = cloud._forget_key
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args, **kwargs):
+            super().shutdown(wait=False, cancel_futures=True)
+            interrupted.set()
+            super().shutdown()
+
+    def wait_to_create(name):
+        if name != "osg1":
+            assert interrupted.wait(60)
+        forget_key(name)
 
     def interrupt(name, outcome):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(cloud, "_forget_key", wait_to_create)
+
     with pytest.raises(KeyboardInterrupt):
         cloud.create(cloud.plan(render_map(pool, {name: pool.address_of(name) for name in pool.nodes})), interrupt)
-    assert len(provider.machines()) < len(pool.nodes)
+    assert len(provider.machines()) <= 2
 
 
 # Destroying
