@@ -57,7 +57,9 @@ def counter(lab):
 def away(lab, counter):
     """The counter's node is suspended; the value is the job."""
     must(lab, "suspend", NODE)
-    return counter
+    yield counter
+    if must(lab, "status", NODE)[NODE]["state"] == "suspended":
+        must(lab, "resume", NODE)
 
 
 @contextmanager
@@ -205,7 +207,7 @@ def test_a_damaged_state_file_is_told(lab, away):
     [path] = state_files(lab)
     lab.exec("hv1", "sh", "-c", f"cp {path} /srv/states/aside && dd if=/dev/zero of={path} bs=64 count=1 conv=notrunc")
     try:
-        assert_refused(elastic(lab, "resume", NODE), 1, f"{NODE}: {path} can't be restored from")
+        assert_refused(elastic(lab, "resume", NODE), 1, f"{NODE} can't come back", f"{path} can't be restored from")
     finally:
         lab.exec("hv1", "mv", "/srv/states/aside", path)
     must(lab, "resume", NODE)
