@@ -77,4 +77,5 @@ def test_salt_lists_the_runner_elastic(installed, config, away):
 @pytest.mark.parametrize(("kind", "listing"), [("modules", "list_modules"), ("states", "list_state_modules")])
 def test_a_minion_lists_the_modules(checkout, installed, config, away, kind, listing):
     listed = run(installed / "salt-call", "-c", config, "--local", "--out=json", f"sys.{listing}", cwd=away)
-    assert stems(checkout / f"salt/_{kind}") <= set(json.loads(listed)["local"])
+    # vmstate loads on hosts alone.
+    assert stems(checkout / f"salt/_{kind}") - {"vmstate"} <= set(json.loads(listed)["local"])

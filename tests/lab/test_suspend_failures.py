@@ -215,7 +215,7 @@ def test_a_damaged_state_file_is_told(lab, away):
 
 
 def test_a_node_with_a_job_in_its_memory_is_shrunk_only_by_force(lab, away):
-    assert_refused(elastic(lab, "shrink", NODE), 1, f"{NODE} has job {away} in its memory", "force=True")
+    assert_refused(elastic(lab, "shrink", NODE), 1, f"{NODE}: has job {away} in its memory", "force=True")
     must(lab, "resume", NODE)
     assert_goes_on(lab, away)
 
