@@ -90,15 +90,17 @@ def test_no_job_is_stopped_before_its_nodes_are_drained_and_none_is_frozen_while
         power=[str(vmstates.look(name).machine.state) for name in BOTH], job=slurm.job_states(17)
     )
     out(controller, *BOTH)
-    assert seen == {"usable": [False, False], "power": ["paused", "paused"], "job": {"SUSPENDED"}}
+    assert seen == {"usable": [False, False], "power": ["running", "running"], "job": {"SUSPENDED"}}
 
 
-def test_all_are_frozen_and_stood_in_for_before_the_first_is_written(controller, slurm, vmstates):
+def test_all_are_stood_in_for_before_the_first_is_frozen_and_frozen_before_the_first_is_written(
+    controller, slurm, vmstates
+):
     slurm.before["set_addresses"] = lambda: vmstates.calls.append(("set_addresses", ""))
     out(controller, *BOTH)
     calls = [call for call, _ in vmstates.calls]
     order = [call for call in calls if call in ("mark", "pause", "set_addresses", "save", "let_go")]
-    assert order == ["mark"] * 4 + ["pause"] * 2 + ["set_addresses"] + ["save"] * 2 + ["let_go"] * 2
+    assert order == ["mark"] * 4 + ["set_addresses"] + ["pause"] * 2 + ["save"] * 2 + ["let_go"] * 2
 
 
 def test_progress_is_told_in_hostlists(controller, slurm):

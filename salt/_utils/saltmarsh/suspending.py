@@ -222,9 +222,10 @@ class _Leaving:
 
     def _freeze(self):
         self._note("frozen, writing memory")
+        # First, so that no ping is on its way to a machine that stands still.
+        stand_in(self._controller, self._nodes)
         # All of them before the first is written: so a parallel job's connections survive.
         self._each(lambda name, node: self._machines[name].pause(name, node.host))
-        stand_in(self._controller, self._nodes)
 
     def _save(self):
         return self._each(lambda name, node: self._machines[name].save(name, node.host, self._urgent))
