@@ -159,12 +159,11 @@ class VmStates:
         self._write(name, machine | {"power": "stopped"})
         self._let_go(name, host)
 
-    def forget(self, name, host, older_than=None):
+    def forget(self, name, host):
         """As VmStates.forget."""
         self._called("forget", name)
         for state in self.state_files([name]):
-            if older_than is None or state.number < older_than:
-                os.unlink(state.path)
+            os.unlink(state.path)
 
     def check_target(self, places, target):
         """As VmStates.check_target."""

@@ -156,8 +156,7 @@ def test_a_host_without_room_is_refused(controller, provider):
 
 
 def lose(controller, name):
-    for state in controller.vmstates_of("osg1").state_files([name]):
-        controller.vmstates_of("osg1").forget(name, "hv1", state.number + 1)
+    controller.vmstates_of("osg1").forget(name, "hv1")
 
 
 def damage(controller, name):

@@ -153,8 +153,8 @@ def test_no_file_is_ever_written_over_and_the_latest_counts(vmstates, tmp_path):
     assert second.path == f"{tmp_path}/states/vn001.2.state"
     assert [each.number for each in vmstates.state_files(["vn001"])] == [2, 1]
     assert vmstates.look("vn001").state == second
-    vmstates.forget("vn001", "hv1", older_than=2)
-    assert vmstates.state_files() == [second]
+    vmstates.forget("vn001", "hv1")
+    assert vmstates.state_files() == []
 
 
 def test_a_suspended_machine_is_destroyed_with_its_file(vmstates):

@@ -291,17 +291,11 @@ class VmStates:
                 domain.destroy()
         self.let_go(name, host)
 
-    def forget(self, name, host, older_than=None):
-        """
-        Delete a machine's state files.
-
-        :param int older_than: only those with a lower number
-        """
+    def forget(self, name, host):
+        """Delete a machine's state files."""
         [connection] = self._hypervisors.connect([host]).values()
         saved = self._hypervisors.state_files([name], [host])
-        old = [state.path for state in saved if older_than is None or state.number < older_than]
-        if old:
-            statefiles.delete(host, connection, self._config, old)
+        statefiles.delete(host, connection, self._config, [state.path for state in saved])
 
     def check_target(self, places, target):
         """
