@@ -10,7 +10,7 @@ import time
 
 import salt.utils.event
 
-from saltmarsh import joining, recovery
+from saltmarsh import joining, recovery, standin
 from saltmarsh.controller import Controller
 from saltmarsh.errors import SaltmarshError
 
@@ -62,8 +62,16 @@ def _serve(interval):
                     joiner.started(hinted)
                 if time.monotonic() >= look_at:
                     recovery.recover_abandoned(controller)
+                    _remind(controller)
                     joiner.look()
                     look_at = time.monotonic() + interval
+
+
+def _remind(controller):
+    try:
+        standin.remind(controller)
+    except SaltmarshError as err:
+        log.error("Slurm can't be told now what it has forgotten of suspended nodes: %s", err)
 
 
 def _hints(bus):

@@ -71,6 +71,15 @@ class Slurm:
         self._file = file
         self._save()
 
+    def memory(self):
+        """What it knows now, as it is written to its disk."""
+        return pickle.dumps((self._nodes, self._jobs))
+
+    def die(self, memory):
+        """It is killed, and comes back with what was on its disk."""
+        self._nodes, self._jobs = pickle.loads(memory)
+        self._save()
+
     def register(self, name):
         """A slurmd registers (ReturnToService=2)."""
         node = self._nodes[name]

@@ -303,9 +303,12 @@ def test_an_interruption_that_comes_too_late_tells_that_the_nodes_are_back(contr
 
 @pytest.mark.parametrize("step", ["set_addresses", "resume_jobs", "undrain", "nodes"])
 def test_when_slurm_goes_away_meanwhile_the_nodes_come_back_once_it_answers(controller, slurm, step):
-    slurm.before[step] = slurm.go_down
+    def say(line):
+        if "checking clock" in line:
+            slurm.before[step] = slurm.go_down
+
     with pytest.raises(SaltmarshError) as raised:
-        resume(controller, ["osg1"])
+        resume(controller, ["osg1"], say=say)
     assert error_of(raised) == "slurmctld on ctl does not answer; left to the engine: osg[1-2]"
     assert recover_abandoned(controller) == 0
     slurm.before.clear()

@@ -21,7 +21,7 @@ from saltmarsh.errors import Conflict, InvalidInput, LedgerError, NotEnoughFree
 from saltmarsh.model import TRANSITIONS, Node, Operation, Owner, State, Transition, nodeset
 
 KEEP = object()
-"""The value of ``host`` that leaves a node's host as it is."""
+"""The value of ``host`` or ``reason`` that leaves it as it is."""
 
 RESTING = frozenset({State.READY, State.SUSPENDED, State.FAILED})
 """States in which a node may be without an operation; in every other one somebody must answer for what comes next."""
@@ -175,7 +175,7 @@ class Ledger:
         :param names: the nodes, an iterable of names such as a NodeSet
         :param expect: the states in which they may be now
         :param State to: the state to which all of them go
-        :param str reason: why, for the history and the status
+        :param str reason: why, for the history and the status; or KEEP
         :returns: the operation, and its nodes in their new state
         :rtype: tuple[Operation, tuple[Node, ...]]
         :raises InvalidInput: no names, or nodes of another pool
@@ -462,13 +462,17 @@ def _shift(database, operation, rows, to, *, host, reason):
         raise InvalidInput(f"{nodeset(rows)} can't become failed without a reason")
     at = time.time()
     hosts = {name: row["host"] if host is KEEP else host for name, row in rows.items()}
-    _record(database, [(name, at, row["state"], to, hosts[name], reason, operation.id) for name, row in rows.items()])
+    reasons = {name: row["reason"] if reason is KEEP else reason for name, row in rows.items()}
+    _record(
+        database,
+        [(name, at, row["state"], to, hosts[name], reasons[name], operation.id) for name, row in rows.items()],
+    )
     if to is State.FREE:
         database.executemany("DELETE FROM nodes WHERE name = ?", ((name,) for name in rows))
     else:
         database.executemany(
             "UPDATE nodes SET state = ?, since = ?, host = ?, reason = ?, operation = ? WHERE name = ?",
-            ((to, at, hosts[name], reason, operation.id, name) for name in rows),
+            ((to, at, hosts[name], reasons[name], operation.id, name) for name in rows),
         )
 
 

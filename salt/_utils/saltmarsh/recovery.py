@@ -2,7 +2,7 @@
 
 import logging
 
-from saltmarsh import growing, migrating, resuming, shrinking, suspending
+from saltmarsh import growing, migrating, resuming, shrinking, standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
@@ -13,6 +13,7 @@ _RECOVER = {
     "suspend": suspending.recover,
     "resume": resuming.recover,
     "migrate": migrating.recover,
+    "remind": standin.recover,
 }
 
 

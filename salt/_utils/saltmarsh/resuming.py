@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from saltmarsh import standin
 from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
 from saltmarsh.guest import Guest
 from saltmarsh.hostlist import fold_words
@@ -70,6 +71,7 @@ def resume(controller, names, host=None, say=log.info):
     :raises Unreachable: Slurm or a host does not answer; nothing was changed
     :raises OperationFailed: they are not all back; says what became of them
     """
+    standin.remind(controller)
     returns = _checked(controller, names, host)
     operation, _ = controller.ledger.begin(
         "resume", None, [each.node.name for each in returns], expect=_RESUMABLE, to=State.RESUMING, reason="restoring"

@@ -11,9 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
-from saltmarsh import resuming
+from saltmarsh import resuming, standin
 from saltmarsh.errors import Conflict, InvalidInput, NotFound, OperationFailed, ProviderError, SaltmarshError
 from saltmarsh.guest import GUEST_SECONDS, Guest
 from saltmarsh.hostlist import fold_words
@@ -105,7 +104,7 @@ def carry_out(controller, verb, names, *, by, why, urgent, say):
             [node.name for node in nodes],
             expect={State.READY},
             to=State.SUSPENDING,
-            reason=_reason(by, time.time(), why),
+            reason=standin.reason(by, time.time(), why),
         )
         leaving = _Leaving(controller, operation, nodes, by, why, urgent, say)
         try:
@@ -141,7 +140,7 @@ class _Leaving:
                 # Marked first: who comes after a crash must know which drain is the administrator's.
                 self._mark(name, drained=drained)
             first = self._suspensions[names[0]]
-            slurm.drain(names, _reason(first.by, first.at, first.why))
+            slurm.drain(names, standin.reason(first.by, first.at, first.why))
             self._wait_settled()
             together, _, _ = expand(names, slurm.jobs())
             return self._nodes.keys() >= set(together)
@@ -223,7 +222,7 @@ class _Leaving:
     def _freeze(self):
         self._note("frozen, writing memory")
         # First, so that no ping is on its way to a machine that stands still.
-        stand_in(self._controller, self._nodes)
+        standin.stand_in(self._controller, self._nodes)
         # All of them before the first is written: so a parallel job's connections survive.
         self._each(lambda name, node: self._machines[name].pause(name, node.host))
 
@@ -239,11 +238,6 @@ class _Leaving:
     def _note(self, words):
         self._say(f"{nodeset(self._nodes)}: {words}")
         self._controller.ledger.move(self._operation, self._nodes, State.SUSPENDING, reason=words)
-
-
-def stand_in(controller, names):
-    """From now on the stand-in answers Slurm's pings for these nodes."""
-    controller.slurm.set_addresses(dict.fromkeys(names, controller.site.controller.address))
 
 
 def leave(controller, operation, nodes):
@@ -296,7 +290,7 @@ def finish_or_undo(controller, operation):
     if not nodes:
         return {}
     if all(_is_written(wait_idle(controller, node), operation) for node in nodes):
-        stand_in(controller, [node.name for node in nodes])
+        standin.stand_in(controller, [node.name for node in nodes])
         leave(controller, operation, nodes)
         return {}
     return undo(controller, operation, nodes, log.info)
@@ -336,12 +330,7 @@ def _is_written(look, operation):
 def _said(controller, node):
     """Why a node is suspended, from its state file."""
     state = controller.vmstates_of(node.name).look(node.name, node.host).state
-    return _reason(state.suspension.by, state.suspension.at, state.suspension.why)
-
-
-def _reason(by, at, why):
-    when = datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
-    return f"suspended by {by} at {when}{f': {why}' if why else ''}"
+    return standin.reason(state.suspension.by, state.suspension.at, state.suspension.why)
 
 
 def checked(controller, names):
