@@ -15,7 +15,7 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import growing, migrating, recovery, reporting, resuming, shrinking, suspending
+from saltmarsh import checkpointing, growing, migrating, recovery, reporting, resuming, shrinking, suspending
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -239,6 +239,109 @@ def migrate(nodes, host, live=False, test=False):
         return {"would migrate": migrating.plan(controller, nodes, host, live)}
     recovery.recover_abandoned(controller)
     return migrating.migrate(controller, nodes, host, by=_by(), live=live, say=_progress())
+
+
+@_command
+def checkpoint(node, reason="", test=False):
+    """
+    Keep a node's memory and disk as they are now, beside the node, which goes on after some seconds.
+
+    node
+        The node's name. It must run no parallel job: the ranks' memories would have to be of one moment.
+    reason
+        Why; kept with it.
+    test
+        Only say what would be done.
+
+    Returns the checkpoint's number, its file and its size (bytes), the jobs in it, and the seconds.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.checkpoint vn001 reason='before the big step'
+    """
+    node, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would checkpoint": checkpointing.plan(controller, node)}
+    recovery.recover_abandoned(controller)
+    return checkpointing.checkpoint(controller, node, by=_by(), why=reason, say=_progress())
+
+
+@_command
+def checkpoints(node):
+    """
+    The checkpoints of a node by number, latest first: file, size (bytes), age (seconds), who made it, why, its jobs.
+
+    node
+        The node's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.checkpoints vn001
+    """
+    return checkpointing.listing(Controller.open(__opts__), _one(node))
+
+
+@_command
+def restore(node, checkpoint, reason="", test=False):
+    """
+    Put a node's memory and disk back to a checkpoint. What it has done since is lost; its jobs go on from there.
+
+    Refused if a job runs on the node that is not in the checkpoint. The checkpoint stays. What the jobs have written
+    elsewhere, for example over NFS, is not put back.
+
+    node
+        The node's name.
+    checkpoint
+        The checkpoint's number.
+    reason
+        Why, for Slurm's users (``sinfo -R``) and the history.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.restore vn001 checkpoint=3
+    """
+    node, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would restore": checkpointing.plan_restore(controller, node, checkpoint)}
+    recovery.recover_abandoned(controller)
+    return checkpointing.restore(controller, node, checkpoint, by=_by(), why=reason, say=_progress())
+
+
+@_command
+def discard(node, checkpoint, test=False):
+    """
+    Delete a checkpoint of a node.
+
+    node
+        The node's name.
+    checkpoint
+        The checkpoint's number.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.discard vn001 checkpoint=3
+    """
+    node, test = _one(node), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would discard": checkpointing.plan_discard(controller, node, checkpoint)}
+    recovery.recover_abandoned(controller)
+    checkpointing.discard(controller, node, checkpoint)
+    return {"discarded": checkpoint}
 
 
 @_command

@@ -74,6 +74,20 @@ def test_suspend_resume_and_migrate(runner, controller, slurm, monkeypatch):
     assert runner.__context__ == {}
 
 
+def test_checkpoint_restore_and_discard(runner, controller, slurm, monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "alice")
+    runner.grow(1, pool="osg")
+    slurm.start_job(17, "osg1")
+    assert runner.checkpoint("osg1", reason="the big step")["checkpoint"] == 1
+    kept = runner.checkpoints("osg1")[1]
+    assert (kept["by"], kept["why"], kept["jobs"]) == ("alice", "the big step", ["17"])
+    assert runner.restore("osg1", checkpoint=1)["jobs"] == ["17"]
+    assert_working(controller, ["osg1"], [17])
+    assert runner.discard("osg1", 1) == {"discarded": 1}
+    assert runner.checkpoints("osg1") == {}
+    assert runner.__context__ == {}
+
+
 def test_names_say_their_pool(runner):
     assert set(runner.grow("vn[003-004]")["nodes"]) == {"vn003", "vn004"}
 

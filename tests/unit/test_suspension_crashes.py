@@ -18,6 +18,7 @@ import pytest
 from views import assert_suspended, assert_working, states
 
 from saltmarsh import recovery
+from saltmarsh.checkpointing import checkpoint, restore
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.growing import grow
 from saltmarsh.migrating import migrate
@@ -59,6 +60,15 @@ def migrate_in_vain(controller):
 
 def migrate_live(controller):
     migrate(controller, NODES, "hv2", by="alice", live=True)
+
+
+def checkpoint_one(controller):
+    checkpoint(controller, "osg1", by="alice")
+
+
+def restore_one(controller):
+    """To a checkpoint that was made before."""
+    restore(controller, "osg1", 1, by="alice")
 
 
 class Deadly:
@@ -150,6 +160,8 @@ ACTS = {
     migrate_both: {State.READY},
     migrate_in_vain: {State.READY},
     migrate_live: {State.READY},
+    checkpoint_one: {State.READY},
+    restore_one: {State.READY},
 }
 
 
@@ -172,6 +184,11 @@ def act(request, site):
     controller.slurm.drain(["osg2"], LOUD)
     if request.param is resume_both:
         suspend_both(controller)
+    if request.param in (checkpoint_one, restore_one):
+        controller.slurm.end_job(JOB)
+        controller.slurm.start_job(JOB, "osg1")
+    if request.param is restore_one:
+        checkpoint_one(controller)
     controller.ledger.close()
     site.keep()
     return request.param

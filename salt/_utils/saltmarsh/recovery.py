@@ -2,7 +2,7 @@
 
 import logging
 
-from saltmarsh import growing, migrating, resuming, shrinking, standin, suspending
+from saltmarsh import checkpointing, growing, migrating, resuming, shrinking, standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
@@ -13,6 +13,9 @@ _RECOVER = {
     "suspend": suspending.recover,
     "resume": resuming.recover,
     "migrate": migrating.recover,
+    "checkpoint": checkpointing.recover,
+    "restore": checkpointing.recover,
+    "discard": checkpointing.recover,
     "remind": standin.recover,
 }
 
