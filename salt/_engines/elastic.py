@@ -1,16 +1,18 @@
 """
 The daemon in the master that brings nodes into the cluster.
 
-It joins nodes that have started, in batches, and takes over operations whose process died. Events only tell it to look:
-what it does follows from the ledger and from what the minions answer themselves.
+It joins nodes that have started, in batches, takes over operations whose process died, and reconciles: it compares the
+ledger, the providers, Slurm, minion keys and DNS, and mends what differs. Events only tell it to look: what it does
+follows from the ledger and from what the others answer themselves.
 """
 
 import logging
 import time
+from contextlib import closing
 
 import salt.utils.event
 
-from saltmarsh import joining, recovery, standin
+from saltmarsh import joining, reconciling, recovery, standin
 from saltmarsh.controller import Controller
 from saltmarsh.errors import SaltmarshError
 
@@ -23,12 +25,14 @@ _MOMENT = 2
 _RETRY = 10
 
 
-def start(interval=15):
+def start(interval=15, grace=reconciling.GRACE):
     """
     Run for as long as the master runs.
 
     interval
         Seconds between looks at everything, whether or not an event asks for one.
+    grace
+        Seconds that a difference must have lasted before something is removed for it. Default: 900.
 
     CLI Example:
 
@@ -40,20 +44,23 @@ def start(interval=15):
     """
     while True:
         try:
-            _serve(interval)
+            _serve(interval, grace)
         except SaltmarshError as err:
             # Pillar or the ledger is not usable: an administrator has to act, and is told again and again.
             log.error("engine elastic waits: %s", err)
         time.sleep(_RETRY)
 
 
-def _serve(interval):
+def _serve(interval, grace):
     controller = Controller.open(__opts__)
     with joining.joiner(controller) as joiner:
         if joiner is None:
             log.info("engine elastic waits: another process joins nodes")
             return
-        with salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus:
+        with (
+            closing(reconciling.Reconciler(controller, grace)) as reconciler,
+            salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
+        ):
             bus.subscribe(NUDGE)
             look_at = 0.0
             while True:
@@ -64,6 +71,7 @@ def _serve(interval):
                     recovery.recover_abandoned(controller)
                     _remind(controller)
                     joiner.look()
+                    reconciler.look()
                     look_at = time.monotonic() + interval
 
 

@@ -85,6 +85,10 @@ class Slurm:
         node = self._nodes[name]
         self._set([name], states=node.states - {"DOWN", "POWERED_DOWN", "NOT_RESPONDING"} | {"IDLE"}, reason="")
 
+    def resume_by_hand(self, name):
+        """Somebody tells slurmctld that a node may be started."""
+        self._set([name], states=frozenset({"IDLE", "CLOUD", "POWERED_DOWN"}), reason="")
+
     def lose(self, name):
         """A slurmd does not answer any more; its jobs go on until SlurmdTimeout."""
         self._set([name], states=self._nodes[name].states | {"NOT_RESPONDING"})
@@ -145,6 +149,12 @@ class Slurm:
             raise SlurmError(f"Slurm has {there[0]} {self._nodes[there[0]].state}: release it first")
         for name, address in addresses.items():
             self._set([name], states=_NOT_THERE, reason=GROWING, address=address)
+
+    @_asked
+    def park(self, names):
+        startable = tuple(name for name in names if self._nodes[name].startable)
+        self._set(startable, states=_NOT_THERE, reason=NOT_GROWN)
+        return startable
 
     @_asked
     def drain(self, names, reason):

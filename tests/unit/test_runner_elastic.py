@@ -74,6 +74,15 @@ def test_suspend_resume_and_migrate(runner, controller, slurm, monkeypatch):
     assert runner.__context__ == {}
 
 
+def test_reconcile_says_what_differs_and_mends_it(runner, slurm):
+    slurm.resume_by_hand("osg3")
+    assert [row["when"] for row in runner.reconcile(test=True)["osg3"]] == ["now"]
+    assert slurm.nodes()["osg3"].startable
+    assert set(runner.reconcile()) == {"osg3"}
+    assert slurm.nodes()["osg3"].absent
+    assert runner.reconcile() == {}
+
+
 def test_names_say_their_pool(runner):
     assert set(runner.grow("vn[003-004]")["nodes"]) == {"vn003", "vn004"}
 
@@ -202,6 +211,9 @@ def test_bad_input_of_shrink_is_one_line_with_status_2(runner, controller, slurm
         ("history", (), "missing a required argument: 'node'; arguments are node"),
         ("pools", ("osg",), "too many positional arguments; arguments are none"),
         ("nudge", ("*",), "'*' is not a hostlist such as vn[001-004]: '*' can't stand in it"),
+        ("reconcile", ("soon",), "grace='soon': expected a whole number of seconds"),
+        ("reconcile", (-1,), "grace=-1: expected a whole number of seconds"),
+        ("reconcile", (0, "maybe"), "test='maybe': expected True or False"),
         ("nudge", (["vn001"],), "['vn001'] is not a hostlist such as vn[001-004]: "),
     ],
 )
@@ -312,7 +324,9 @@ def test_slurm_that_is_away_is_one_line_with_status_1(runner, slurm):
         (OSError(28, "No space left on device", "/var/lib/saltmarsh/dns/.x"), 1),
     ],
 )
-@pytest.mark.parametrize("function", ["grow", "shrink", "suspend", "resume", "migrate", "status", "pools", "history"])
+@pytest.mark.parametrize(
+    "function", ["grow", "shrink", "suspend", "resume", "migrate", "reconcile", "status", "pools", "history"]
+)
 def test_whatever_can_not_be_opened_is_one_line(runner, monkeypatch, function, trouble, status):
     def fail(opts):
         raise trouble

@@ -15,7 +15,7 @@ from salt.exceptions import SaltException
 
 from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
-from saltmarsh.machine import ProviderConfig
+from saltmarsh.machine import Inventory, PowerState, ProviderConfig, Seen
 from saltmarsh.model import nodeset
 from saltmarsh.vmstate import VmStates
 
@@ -54,6 +54,32 @@ class Cloud:
         if host is not None and host not in (answering := self._ask(provider, "avail_locations")):
             others = ", ".join(sorted(answering)) or "none"
             raise Unreachable(f"host {host} does not answer; hosts of {_alias(provider)} that do: {others}")
+
+    def inventory(self, profile):
+        """
+        What the provider of a profile has of this cluster, and what could not be asked.
+
+        :param str profile: a profile
+        :rtype: saltmarsh.machine.Inventory
+        :raises InvalidInput: salt-cloud has no such profile, or can't use its provider
+        :raises Unreachable: the provider can't be asked
+        """
+        provider = self._provider(profile)
+        found = self._ask(provider, "inventory")
+        try:
+            machines = tuple(Seen(each["name"], each["host"], PowerState(each["state"])) for each in found["machines"])
+            return Inventory(machines, frozenset(found["saved"]), dict(found["silent"]))
+        except (KeyError, TypeError, ValueError) as err:
+            raise Unreachable(f"provider {_alias(provider)}: its inventory makes no sense: {err!r}") from err
+
+    def provider(self, profile):
+        """
+        The name of a profile's provider.
+
+        :rtype: str
+        :raises InvalidInput: salt-cloud has no such profile
+        """
+        return _alias(self._provider(profile))
 
     def plan(self, rendered_map):
         """

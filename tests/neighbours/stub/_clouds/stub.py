@@ -72,6 +72,21 @@ def show_instance(name, call=None):
     return list_nodes_full()[name]
 
 
+def inventory(call=None):
+    _show("list", "all")
+    silent = {host: why for host in get_configured_provider()["hosts"] if (why := _fault("host", host)) is not None}
+    found = [json.loads(path.read_text()) for path in (_store() / "machines").iterdir()]
+    return {
+        "machines": [
+            {"name": each["name"], "host": each["host"], "state": each.get("power", "running")}
+            for each in found
+            if each["host"] not in silent
+        ],
+        "saved": {path.name.partition(".")[0] for path in (_store() / "states").glob("*.state")},
+        "silent": silent,
+    }
+
+
 def avail_images(call=None):
     return {image: {} for image in get_configured_provider()["images"]}
 
