@@ -1,9 +1,10 @@
 """
-The daemon in the master that brings nodes into the cluster.
+The daemon in the master: the one place where nodes come and go by themselves.
 
 It joins nodes that have started, in batches, takes over operations whose process died, and reconciles: it compares the
-ledger, the providers, Slurm, minion keys and DNS, and mends what differs. Events only tell it to look: what it does
-follows from the ledger and from what the others answer themselves.
+ledger, the providers, Slurm, minion keys and DNS, and mends what differs. So nodes of pools that are ``on_demand`` come
+and go as Slurm wants them. Events only tell it to look: what it does follows from the ledger and from what the others
+answer themselves.
 """
 
 import logging
@@ -12,7 +13,7 @@ from contextlib import closing
 
 import salt.utils.event
 
-from saltmarsh import joining, reconciling, recovery, standin
+from saltmarsh import bell, joining, reconciling, recovery, standin
 from saltmarsh.controller import Controller
 from saltmarsh.errors import SaltmarshError
 
@@ -67,6 +68,8 @@ def _serve(interval, grace):
                 hinted = _hints(bus)
                 if hinted:
                     joiner.started(hinted)
+                if bell.rung():
+                    reconciler.look(everything=False)
                 if time.monotonic() >= look_at:
                     recovery.recover_abandoned(controller)
                     _remind(controller)

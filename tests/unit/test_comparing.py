@@ -182,6 +182,11 @@ FREE = {
         lambda place: place.in_slurm("osg1", "DOWN", "CLOUD", reason="ResumeTimeout reached"),
         f"{NOBODYS}Slurm has it DOWN+CLOUD: ResumeTimeout reached", Repair.RELEASE,
     ),
+    "Slurm has waited in vain": (
+        lambda place: place.in_slurm("osg1", *AWAY, reason="ResumeTimeout reached"),
+        f"{NOBODYS}Slurm has lost patience with it: ResumeTimeout reached",
+        Repair.RELEASE,
+    ),
     "an administrator has set it down": (
         lambda place: place.in_slurm("osg1", *AWAY, reason="bad cable"),
         f"{NOBODYS}Slurm has another reason for that: bad cable", None,

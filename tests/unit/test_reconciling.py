@@ -1,10 +1,13 @@
 """Reconcile: what differs is mended, at once where it can be taken back, after a grace time where it can't."""
 
+import time
+from contextlib import closing
+
 import neighbours
 import pytest
 from views import assert_undone, reasons, states, traces
 
-from saltmarsh import reconciling, recovery, reporting
+from saltmarsh import mending, reconciling, recovery, reporting
 from saltmarsh.comparing import Repair
 from saltmarsh.errors import SlurmError
 from saltmarsh.growing import grow
@@ -35,6 +38,14 @@ def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr("saltmarsh.observing.time.time", lambda: made.now)
     return made
+
+
+def wait_until(condition):
+    """Wait for a condition; fail if it does not come."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def repairs(controller, **kwargs):
@@ -274,7 +285,7 @@ def test_what_was_remembered_and_can_not_be_read_is_begun_anew(controller, provi
 
 def test_a_removal_whose_process_died_is_ended_by_the_next(controller, pillar, provider, tmp_path):
     provider.add("osg3")
-    operation, _ = controller.ledger.claim(reconciling.VERB, controller.site.pool("osg"), names=["osg3", "osg4"])
+    operation, _ = controller.ledger.claim(mending.VERB, controller.site.pool("osg"), names=["osg3", "osg4"])
     controller.ledger.move(operation, ["osg3"], State.DESTROYING, reason="left over")
     controller.ledger.abandon(operation)
     assert recovery.recover_abandoned(controller) == 1
@@ -294,9 +305,8 @@ def test_two_that_reconcile_at_once_do_not_disturb_each_other(controller, pillar
 
 def test_the_engine_looks_in_the_background_and_one_at_a_time(controller, slurm, caplog):
     slurm.resume_by_hand("osg3")
-    reconciler = reconciling.Reconciler(controller)
-    for _ in range(5):
-        reconciler.look()
-    reconciler.close()
-    assert slurm.nodes()["osg3"].absent
-    assert "osg3: nobody has this name, but Slurm would start it" in caplog.text
+    with closing(reconciling.Reconciler(controller)) as reconciler:
+        for _ in range(5):
+            reconciler.look()
+        wait_until(lambda: not controller.ledger.operations() and slurm.nodes()["osg3"].absent)
+    assert caplog.text.count("osg3: nobody has this name, but Slurm would start it") == 1

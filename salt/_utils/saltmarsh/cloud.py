@@ -5,7 +5,9 @@ Nothing else in the project calls salt-cloud. Errors of a driver are per machine
 """
 
 import copy
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -123,7 +125,7 @@ class Cloud:
             except (SaltException, OSError) as err:
                 return _one_line(err)
 
-        with ThreadPoolExecutor(min(_WORKERS, len(planned))) as pool:
+        with self._all_active(planned), ThreadPoolExecutor(min(_WORKERS, len(planned))) as pool:
             futures = {pool.submit(create, name): name for name in planned}
             try:
                 for future in as_completed(futures):
@@ -209,6 +211,13 @@ class Cloud:
         except SaltException as err:
             raise Unreachable(f"provider {_alias(provider)}: {_one_line(err)}") from err
 
+    @contextmanager
+    def _all_active(self, planned):
+        """salt-cloud itself makes the provider of each machine the active one, and puts back what it has found."""
+        (provider,) = {machine["provider"] for machine in planned.values()}
+        with _active(self._function(provider, "create"), provider):
+            yield
+
     def _forget_key(self, name):
         for directory in _KEY_DIRECTORIES:
             Path(self._client.opts["pki_dir"], directory, name).unlink(missing_ok=True)
@@ -235,9 +244,46 @@ def render_map(pool, addresses, host=None):
     return {pool.profile: [{name: {"address": address, **shared}} for name, address in addresses.items()]}
 
 
-def _active(function, provider):
-    """A provider made the active one for a driver's function; for all threads: the name is a global of the driver."""
-    return salt.utils.context.func_globals_inject(function, __active_provider_name__=provider)
+class _Active:
+    """
+    The active provider, which is a global of its driver: threads that need the same one share it, others wait.
+
+    Otherwise one thread could ask another one's provider whether its machine is gone.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._provider = None
+        self._threads = 0
+        self._injected = None
+
+    @contextmanager
+    def __call__(self, function, provider):
+        """
+        A provider made the active one for a driver's functions.
+
+        :param function: one of them
+        :param str provider: ``alias:driver``
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._provider in (None, provider))
+            if self._provider is None:
+                self._injected = salt.utils.context.func_globals_inject(function, __active_provider_name__=provider)
+                self._injected.__enter__()
+                self._provider = provider
+            self._threads += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._threads -= 1
+                if not self._threads:
+                    self._injected.__exit__(None, None, None)
+                    self._provider = None
+                    self._changed.notify_all()
+
+
+_active = _Active()
 
 
 def _alias(provider):

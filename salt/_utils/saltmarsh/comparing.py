@@ -17,6 +17,8 @@ NOT_PROVEN_GONE = "not proven gone: "
 
 _ENDED = frozenset({PowerState.STOPPED, PowerState.CRASHED})
 _POWERED_DOWN = frozenset({"POWERING_DOWN", "POWERED_DOWN"})
+# Reasons that slurmctld gives by itself, not an administrator.
+_SLURMS_OWN = ("ResumeTimeout reached", "Not responding")
 # Slurm's states in which a node that is ready is not usable, and what an administrator should know of them.
 _SILENT_STATES = {
     "INVALID_REG": "Slurm refuses its registration: less memory or CPUs than configured",
@@ -37,8 +39,11 @@ class Repair(enum.StrEnum):
 
     FAIL = "set it failed, and down in Slurm, which gives its jobs back to the queue"
     REMOVE = "remove what is left of it, and free its name"
+    GROW = "grow it"
+    SHRINK = "shrink it"
     RELEASE = "give it back to Slurm as one that is not there"
     PARK = "tell Slurm that it is not there"
+    OFFER = "let Slurm start it for a job"
     ADDRESS = "set its address in Slurm"
     NAME = "put its name into DNS"
     PLACE = "write down where it is"
@@ -46,6 +51,8 @@ class Repair(enum.StrEnum):
 
 # What can't be taken back waits until the difference has lasted.
 PATIENT = frozenset({Repair.FAIL, Repair.REMOVE})
+# What follows from the ledger and Slurm alone, and for which somebody may be waiting.
+URGENT = frozenset({Repair.GROW, Repair.SHRINK, Repair.RELEASE, Repair.PARK, Repair.OFFER})
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,12 @@ def compare(snapshot):
             found += _node(snapshot, node)
     free_of_pools = set()
     for pool in snapshot.site.pools.values():
-        for name in pool.nodes:
-            free_of_pools.add(name)
-            if name not in snapshot.nodes and name not in snapshot.changed:
-                found += _free(snapshot, pool, name)
+        free_of_pools.update(pool.nodes)
+        free = [name for name in pool.nodes if name not in snapshot.nodes and name not in snapshot.changed]
+        for name in free:
+            found += _free(snapshot, pool, name)
+        if pool.on_demand and isinstance(snapshot.slurm, dict):
+            found += _on_demand(snapshot, pool, [snapshot.slurm[name] for name in free if name in snapshot.slurm])
     for name, seen in snapshot.machines.items():
         if name not in free_of_pools and name not in snapshot.nodes:
             found.append(Finding(name, f"a machine of this cluster {_on(seen)}, and no pool has its name"))
@@ -145,13 +154,20 @@ def _ready(snapshot, node, seen):
     if seen and node.host and seen[0].host != node.host:
         yield finding(f"it is on {seen[0].host}, not on {node.host}", Repair.PLACE)
     if trouble:
-        yield finding(trouble)
+        yield finding(trouble, _given_up(snapshot, node))
     if answers and snapshot.slurm[node.name].address != node.address:
         yield finding(f"Slurm has it at {snapshot.slurm[node.name].address}, not at {node.address}", Repair.ADDRESS)
     if node.name not in snapshot.dns:
         yield finding("its name is not in DNS", Repair.NAME)
     if node.name not in snapshot.keys:
         yield finding("its minion key is not accepted: Salt can't reach it")
+
+
+def _given_up(snapshot, node):
+    """What is done about a ready node that Slurm has given up, or wants to be started anew."""
+    pool = snapshot.site.pools.get(node.pool)
+    known = snapshot.slurm.get(node.name)
+    return Repair.SHRINK if pool and pool.on_demand and known and (known.given_up or known.wanted) else None
 
 
 def _failed(snapshot, node, seen):
@@ -197,22 +213,42 @@ def _free(snapshot, pool, name):
         unsure = answers is None or snapshot.doubt(pool.name)
         yield finding(" and ".join(left), None if unsure else Repair.REMOVE)
     elif isinstance(snapshot.slurm, dict):
-        yield from _free_in_slurm(snapshot.slurm.get(name), finding)
+        yield from _free_in_slurm(snapshot.slurm.get(name), pool, finding)
 
 
-def _free_in_slurm(node, finding):
+def _free_in_slurm(node, pool, finding):
     if node is None:
         yield finding("Slurm's configuration does not have it: run slurm.push_config")
-    elif node.startable and "POWERING_UP" not in node.states:
-        yield finding(f"Slurm would start it for a job ({node.state})", Repair.PARK)
-    elif "POWERING_UP" in node.states:
-        yield finding(f"Slurm waits for it to boot ({node.state})", Repair.RELEASE)
+    elif node.wanted:
+        yield finding(f"Slurm waits for it to boot ({node.state})", Repair.GROW if pool.on_demand else Repair.RELEASE)
+    elif node.startable:
+        if not pool.on_demand:
+            yield finding(f"Slurm would start it for a job ({node.state})", Repair.PARK)
     elif node.absent and node.reason == GROWING:
         yield finding("Slurm expects it to boot", Repair.RELEASE)
+    elif node.absent and node.reason.startswith(_SLURMS_OWN):
+        yield finding(f"Slurm has lost patience with it: {node.reason}", Repair.RELEASE)
     elif node.absent and node.reason != NOT_GROWN:
         yield finding(f"Slurm has another reason for that: {node.reason}")
     elif not node.states & _POWERED_DOWN:
         yield finding(f"Slurm has it {node.state}{f': {node.reason}' if node.reason else ''}", Repair.RELEASE)
+
+
+def _on_demand(snapshot, pool, free):
+    """Slurm may start as many nodes of a pool as its limit leaves room for."""
+    limit = pool.limits.max_nodes
+    room = (
+        len(free) if limit is None else max(0, limit - sum(node.pool == pool.name for node in snapshot.nodes.values()))
+    )
+    startable = [node for node in free if node.startable and not node.wanted]
+    room -= sum(node.wanted for node in free)
+    for node in startable[max(0, room) :]:
+        yield Finding(
+            node.name, f"Slurm would start it, but pool {pool.name} has its {limit} nodes", Repair.PARK, pool.name
+        )
+    parked = [node for node in free if node.absent and node.reason == NOT_GROWN]
+    for node in parked[: max(0, room - len(startable))]:
+        yield Finding(node.name, f"pool {pool.name} is on demand, but Slurm may not start it", Repair.OFFER, pool.name)
 
 
 def _in_slurm(snapshot, name):

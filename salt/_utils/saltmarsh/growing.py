@@ -256,10 +256,15 @@ class _Growth:
 
     def _busy(self, names):
         """The ready ones of these nodes on which Slurm has started jobs, with the jobs' ids; the others are drained."""
-        ready = [node.name for node in self.ledger.nodes(names, states={State.READY})]
+        ready = {node.name for node in self.ledger.nodes(names, states={State.READY})}
         busy = shrinking.drain(self.controller, ready, "others failed", 0) if ready else {}
-        if busy:
-            self.controller.slurm.undrain(busy)
+        if not busy:
+            return {}
+        jobs = self.controller.slurm.jobs(busy)
+        # One that waits for nodes that will not come has not begun: it returns to the queue with them.
+        vain = {job.id for job in jobs if "CONFIGURING" in job.states and not ready.issuperset(job.nodes)}
+        busy = {name: ids for name, ids in busy.items() if not vain.issuperset(ids)}
+        self.controller.slurm.undrain(busy)
         return busy
 
     def _account(self, name):

@@ -51,7 +51,7 @@ class Snapshot:
         """
         inventory = self.providers.get(self.provider_of.get(pool))
         if inventory is None:
-            return f"pool {pool} is not in pillar"
+            return f"the provider of pool {pool} was not asked"
         if isinstance(inventory, str):
             return inventory
         if host is not None:
@@ -59,16 +59,17 @@ class Snapshot:
         return "; ".join(inventory.silent.values())
 
 
-def observe(controller):
+def observe(controller, machines=True):
     """
     Look at everything: a few calls to each provider and one to Slurm, however many nodes there are.
 
     :param Controller controller: what to ask
+    :param bool machines: whether to ask the providers, too
     :rtype: Snapshot
     :raises LedgerError: the ledger can't be read
     """
     before = _rows(controller)
-    providers, provider_of = _providers(controller)
+    providers, provider_of = _providers(controller) if machines else ({}, {})
     snapshot = Snapshot(
         at=time.time(),
         site=controller.site,

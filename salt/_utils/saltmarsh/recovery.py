@@ -2,7 +2,7 @@
 
 import logging
 
-from saltmarsh import growing, migrating, reconciling, resuming, shrinking, standin, suspending
+from saltmarsh import growing, mending, migrating, resuming, shrinking, standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ _RECOVER = {
     "resume": resuming.recover,
     "migrate": migrating.recover,
     "remind": standin.recover,
-    reconciling.VERB: reconciling.recover,
+    mending.VERB: mending.recover,
 }
 
 
