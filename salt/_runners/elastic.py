@@ -15,7 +15,7 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import growing, migrating, reconciling, recovery, reporting, resuming, shrinking, suspending
+from saltmarsh import breaker, growing, migrating, reconciling, recovery, reporting, resuming, shrinking, suspending
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -293,7 +293,7 @@ def status(nodes=None):
 @_command
 def pools():
     """
-    Every pool: what it is, and how many of its nodes are in which state.
+    Every pool: what it is, how many of its nodes are in which state, and why it does not grow if it does not.
 
     CLI Example:
 
@@ -302,6 +302,27 @@ def pools():
         salt-run elastic.pools
     """
     return reporting.pools(Controller.open(__opts__))
+
+
+@_command
+def reset(pool):
+    """
+    Let a pool grow again that was stopped because its nodes failed one after the other.
+
+    pool
+        The pool.
+
+    Returns what had kept it from growing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.reset virtual
+    """
+    controller = Controller.open(__opts__)
+    pool = controller.site.pool(_text("pool", pool))
+    return {pool.name: breaker.reset(controller, pool)}
 
 
 @_command

@@ -15,7 +15,7 @@ import salt.cloud
 import salt.utils.context
 from salt.exceptions import SaltException
 
-from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
+from saltmarsh.errors import InvalidInput, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
 from saltmarsh.machine import Inventory, PowerState, ProviderConfig, Seen
 from saltmarsh.model import nodeset
@@ -114,7 +114,7 @@ class Cloud:
 
         :param dict planned: as of :meth:`plan`
         :param report: called with a name as soon as it is known what became of it, and with the driver's description of
-            the machine (a dict), or one line saying why there is none (a str)
+            the machine (a dict), or one line saying why there is none (a str; a :class:`Refusal` of the driver)
         """
 
         def create(name):
@@ -123,7 +123,7 @@ class Cloud:
                 self._forget_key(name)
                 return self._cloud.create(planned[name]) or "the driver gave no reason, see the master's log"
             except (SaltException, OSError) as err:
-                return _one_line(err)
+                return Refusal.of(err)
 
         with self._all_active(planned), ThreadPoolExecutor(min(_WORKERS, len(planned))) as pool:
             futures = {pool.submit(create, name): name for name in planned}
@@ -221,6 +221,19 @@ class Cloud:
     def _forget_key(self, name):
         for directory in _KEY_DIRECTORIES:
             Path(self._client.opts["pki_dir"], directory, name).unlink(missing_ok=True)
+
+
+class Refusal(str):
+    """One line that says why there is no machine; ``kind`` is the class of the driver's error, or None if not known."""
+
+    kind = None
+
+    @classmethod
+    def of(cls, err):
+        """What is said of an error of a driver, which has converted it to one that salt-cloud knows."""
+        made = cls(_one_line(err))
+        made.kind = type(err.__cause__) if isinstance(err.__cause__, SaltmarshError) else None
+        return made
 
 
 class _Map(salt.cloud.Map):

@@ -79,6 +79,9 @@ def compare(snapshot):
     free_of_pools = set()
     for pool in snapshot.site.pools.values():
         free_of_pools.update(pool.nodes)
+        if stop := snapshot.stops.get(pool.name):
+            waits = "" if stop.until else ", and waits to be reset"
+            found.append(Finding(pool.name, f"pool {pool.name} does not grow{waits}: {stop.why}"))
         free = [name for name in pool.nodes if name not in snapshot.nodes and name not in snapshot.changed]
         for name in free:
             found += _free(snapshot, pool, name)
@@ -213,14 +216,15 @@ def _free(snapshot, pool, name):
         unsure = answers is None or snapshot.doubt(pool.name)
         yield finding(" and ".join(left), None if unsure else Repair.REMOVE)
     elif isinstance(snapshot.slurm, dict):
-        yield from _free_in_slurm(snapshot.slurm.get(name), pool, finding)
+        may_grow = pool.on_demand and pool.name not in snapshot.stops
+        yield from _free_in_slurm(snapshot.slurm.get(name), pool, may_grow, finding)
 
 
-def _free_in_slurm(node, pool, finding):
+def _free_in_slurm(node, pool, may_grow, finding):
     if node is None:
         yield finding("Slurm's configuration does not have it: run slurm.push_config")
     elif node.wanted:
-        yield finding(f"Slurm waits for it to boot ({node.state})", Repair.GROW if pool.on_demand else Repair.RELEASE)
+        yield finding(f"Slurm waits for it to boot ({node.state})", Repair.GROW if may_grow else Repair.RELEASE)
     elif node.startable:
         if not pool.on_demand:
             yield finding(f"Slurm would start it for a job ({node.state})", Repair.PARK)
@@ -235,20 +239,23 @@ def _free_in_slurm(node, pool, finding):
 
 
 def _on_demand(snapshot, pool, free):
-    """Slurm may start as many nodes of a pool as its limit leaves room for."""
-    limit = pool.limits.max_nodes
-    room = (
-        len(free) if limit is None else max(0, limit - sum(node.pool == pool.name for node in snapshot.nodes.values()))
-    )
+    """Slurm may start as many nodes of a pool as its limit leaves room for, and none of one that does not grow."""
     startable = [node for node in free if node.startable and not node.wanted]
-    room -= sum(node.wanted for node in free)
-    for node in startable[max(0, room) :]:
-        yield Finding(
-            node.name, f"Slurm would start it, but pool {pool.name} has its {limit} nodes", Repair.PARK, pool.name
-        )
     parked = [node for node in free if node.absent and node.reason == NOT_GROWN]
+    room = _room(snapshot, pool, len(free)) - sum(node.wanted for node in free)
+    stopped = pool.name in snapshot.stops
+    for node in startable[max(0, room) :]:
+        why = f"pool {pool.name} does not grow" if stopped else f"pool {pool.name} has all the nodes that it may have"
+        yield Finding(node.name, f"Slurm would start it, but {why}", Repair.PARK, pool.name)
     for node in parked[: max(0, room - len(startable))]:
         yield Finding(node.name, f"pool {pool.name} is on demand, but Slurm may not start it", Repair.OFFER, pool.name)
+
+
+def _room(snapshot, pool, free):
+    if pool.name in snapshot.stops:
+        return 0
+    limit = pool.limits.max_nodes
+    return free if limit is None else limit - sum(node.pool == pool.name for node in snapshot.nodes.values())
 
 
 def _in_slurm(snapshot, name):

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from saltmarsh import joining, resuming, shrinking, suspending
+from saltmarsh import breaker, joining, resuming, shrinking, suspending
 from saltmarsh.cloud import render_map
 from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hostlist import fold_words
@@ -65,6 +65,7 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     :raises Conflict: a name is taken
     :raises Unreachable: Slurm, the provider or the host does not answer
     :raises ProviderError: a machine of that name exists
+    :raises Stopped: nodes of the pool have failed too often
     :raises OperationFailed: the nodes did not all become ready; what was made is gone, or failed with a reason
     """
     pool = _pool(controller, what, pool, minimum, host)
@@ -158,6 +159,7 @@ class _Growth:
         self.least = least
         self.ready = set()
         self.failed = {}
+        self.refused = {}  # by name, the class of the error with which a machine could not be made
         self.over = False
         self._progress = _Progress(say)
 
@@ -175,6 +177,7 @@ class _Growth:
 
     def _created(self, name, outcome):
         if isinstance(outcome, str):
+            self.refused[name] = getattr(outcome, "kind", None)
             self.ledger.move(self.operation, {name}, State.FAILED, reason=outcome)
         else:
             self.ledger.move(self.operation, {name}, State.BOOTING, host=outcome.get("host"))
@@ -213,6 +216,8 @@ class _Growth:
 
     def conclude(self):
         """Keep what is ready if it is enough, give back the rest, and say what came of it."""
+        failed = {name: (why, self.refused.get(name)) for name, why in self.failed.items()}
+        breaker.note(self.controller, self.pool, len(self.ready), failed)
         if len(self.ready) >= self.least:
             self._undo(self.failed, "done")
             return {"nodes": {name: self._account(name) for name in sorted(self.ready)}, "failed": self.failed}
@@ -331,6 +336,7 @@ def _pool(controller, what, pool, minimum, host):
 
 def _checked(controller, what, pool, minimum, host):
     """The names that would be taken, if nothing stands against it."""
+    breaker.check(controller, pool)
     names = controller.ledger.claimable(pool, **_claim(what, minimum))
     controller.cloud.check(pool, host)
     controller.slurm.ping()

@@ -9,9 +9,9 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from saltmarsh import growing, shrinking
+from saltmarsh import breaker, growing, shrinking
 from saltmarsh.comparing import Repair
-from saltmarsh.errors import InvalidInput, NotEnoughFree, SaltmarshError
+from saltmarsh.errors import InvalidInput, NotEnoughFree, SaltmarshError, Stopped
 from saltmarsh.hostlist import fold_words
 from saltmarsh.ledger import KEEP, RESTING
 from saltmarsh.model import State, nodeset
@@ -23,6 +23,7 @@ from saltmarsh.slurm import NOT_GROWN
 log = logging.getLogger(__name__)
 
 VERB = "reconcile"
+_HOLD = 300  # seconds in which Slurm is not let ask again for what pillar does not allow
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,11 @@ def _held_by(controller, operation):
 def _grow(controller, task, say):
     try:
         growing.grow(controller, nodeset(task.names), task.pool, minimum=task.least, say=say)
-    except (InvalidInput, NotEnoughFree) as err:
+    except (InvalidInput, NotEnoughFree, Stopped) as err:
         # It will not be otherwise the next time: the job need not wait for Slurm to lose its patience.
         log.error("%s: can't be grown: %s", nodeset(task.names), err)
+        if isinstance(err, InvalidInput):
+            breaker.hold(controller, controller.site.pool(task.pool), str(err), _HOLD)
         _release(controller, task, say)
 
 

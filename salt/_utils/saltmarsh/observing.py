@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field, replace
 
+from saltmarsh import breaker
+from saltmarsh.breaker import Stop
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.machine import Inventory, Seen
 from saltmarsh.model import Node
@@ -27,6 +29,7 @@ class Snapshot:
     provider_of: dict[str, str]
     keys: frozenset[str]
     dns: frozenset[str]
+    stops: dict[str, Stop] = field(default_factory=dict)  # by pool
     changed: frozenset[str] = frozenset()
     machines: dict[str, list[Seen]] = field(init=False, compare=False)  # by name
     saved: frozenset[str] = field(init=False, compare=False)
@@ -79,6 +82,7 @@ def observe(controller, machines=True):
         provider_of=provider_of,
         keys=controller.cloud.accepted_keys(),
         dns=controller.dns.names(),
+        stops=breaker.stops(controller),
     )
     after = _rows(controller)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}

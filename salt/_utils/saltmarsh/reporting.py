@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from datetime import datetime
 
-from saltmarsh import reconciling
+from saltmarsh import breaker, reconciling
 from saltmarsh.comparing import explain
 from saltmarsh.errors import SaltmarshError, SlurmError, Unreachable
 from saltmarsh.model import State
@@ -128,11 +128,11 @@ def _file(state):
 
 def pools(controller):
     """
-    Every pool: what it is, and how many of its nodes are in which state.
+    Every pool: what it is, how many of its nodes are in which state, and why it does not grow if it does not.
 
     :rtype: dict
     """
-    report = {}
+    report, stops = {}, breaker.stops(controller)
     for pool in controller.site.pools.values():
         nodes = controller.ledger.nodes(pool=pool.name)
         counts = Counter(str(node.state) for node in nodes)
@@ -146,6 +146,7 @@ def pools(controller):
             "free": len(pool.nodes) - len(nodes),
             "size": len(pool.nodes),
             **dict(sorted(counts.items())),
+            **({"stopped": stops[pool.name].why} if pool.name in stops else {}),
         }
     return report
 

@@ -9,6 +9,8 @@ import salt.config
 import salt.utils.cloud
 from salt.exceptions import SaltCloudExecutionFailure, SaltCloudSystemExit
 
+from saltmarsh import errors
+
 
 def __virtual__():
     return get_configured_provider() is not False
@@ -114,7 +116,8 @@ def _show(function, name):
     if why == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if why is not None:
-        raise SaltCloudExecutionFailure(why)
+        kind, _, text = why.rpartition("|")
+        raise SaltCloudExecutionFailure(text) from (getattr(errors, kind)(text) if kind else None)
 
 
 def _see(host):
