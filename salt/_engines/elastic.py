@@ -16,6 +16,7 @@ import salt.utils.event
 from saltmarsh import bell, joining, reconciling, recovery, standin
 from saltmarsh.controller import Controller
 from saltmarsh.errors import SaltmarshError
+from saltmarsh.metrics import served
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _MOMENT = 2
 _RETRY = 10
 
 
-def start(interval=15, grace=reconciling.GRACE):
+def start(interval=15, grace=reconciling.GRACE, metrics=None):
     """
     Run for as long as the master runs.
 
@@ -34,6 +35,8 @@ def start(interval=15, grace=reconciling.GRACE):
         Seconds between looks at everything, whether or not an event asks for one.
     grace
         Seconds that a difference must have lasted before something is removed for it. Default: 900.
+    metrics
+        Address and port on which Prometheus finds metrics, for example ``127.0.0.1:9188``. Default: nowhere.
 
     CLI Example:
 
@@ -45,14 +48,14 @@ def start(interval=15, grace=reconciling.GRACE):
     """
     while True:
         try:
-            _serve(interval, grace)
+            _serve(interval, grace, metrics)
         except SaltmarshError as err:
             # Pillar or the ledger is not usable: an administrator has to act, and is told again and again.
             log.error("engine elastic waits: %s", err)
         time.sleep(_RETRY)
 
 
-def _serve(interval, grace):
+def _serve(interval, grace, metrics):
     controller = Controller.open(__opts__)
     with joining.joiner(controller) as joiner:
         if joiner is None:
@@ -60,6 +63,7 @@ def _serve(interval, grace):
             return
         with (
             closing(reconciling.Reconciler(controller, grace)) as reconciler,
+            served(controller, metrics),
             salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
         ):
             bus.subscribe(NUDGE)

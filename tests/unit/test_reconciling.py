@@ -277,7 +277,7 @@ def test_one_thing_that_can_not_be_mended_keeps_nothing_else_from_it(controller,
 def test_what_was_remembered_and_can_not_be_read_is_begun_anew(controller, provider, slurm, grown, clock):
     lose(provider, slurm, "osg1")
     reconcile(controller, grace=60)
-    (controller.ledger.path.parent / "findings.json").write_text('{"at": 1, "findings": [{}]}')
+    (controller.ledger.path.parent / "findings.json").write_text('{"at": 1, "seconds": 1, "seen": [{}]}')
     clock.pass_(60)
     reconcile(controller, grace=60)
     assert states(controller)["osg1"] is State.READY

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,8 +47,18 @@ def stops(controller):
     :rtype: dict[str, Stop]
     """
     now, pools = time.time(), controller.site.pools
-    kept = _read(_file(controller))
+    kept, _ = _read(_file(controller))
     return {name: stop for name, stop in kept.items() if name in pools and stop.holds(pools[name].image, now)}
+
+
+def failures(controller):
+    """
+    How many nodes have failed to become ready since the site was set up, by pool and by what was met.
+
+    :param Controller controller: what to ask
+    :rtype: collections.Counter[tuple[str, str]]
+    """
+    return _read(_file(controller))[1]
 
 
 def check(controller, pool):
@@ -74,7 +85,8 @@ def note(controller, pool, ready, failed):
     if not ready and not failed:
         return
     now = time.time()
-    with _changing(controller) as kept:
+    with _changing(controller) as (kept, counts):
+        counts.update((pool.name, kind.__name__ if kind else "boot") for _, kind in failed.values())
         stop = kept.get(pool.name)
         before = stop.failures if stop and stop.image == pool.image else 0
         kinds = {kind: why for why, kind in failed.values()}
@@ -94,7 +106,7 @@ def note(controller, pool, ready, failed):
 def hold(controller, pool, why, seconds):
     """Do not let Slurm ask for more for so many seconds."""
     now = time.time()
-    with _changing(controller) as kept:
+    with _changing(controller) as (kept, _):
         kept[pool.name] = Stop(pool.image, why, 0, now, now + seconds)
 
 
@@ -106,29 +118,32 @@ def reset(controller, pool):
     :returns: what had kept it from growing; empty if nothing had
     :rtype: str
     """
-    with _changing(controller) as kept:
+    with _changing(controller) as (kept, _):
         stop = kept.pop(pool.name, None)
     return stop.why if stop else ""
 
 
 @contextmanager
 def _changing(controller):
-    """What is kept, for this process alone; written when the block ends."""
+    """The stops and the failures that are kept, for this process alone; written when the block ends."""
     file = _file(controller)
     with file.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        kept = _read(file)
-        yield kept
+        kept, counts = _read(file)
+        yield kept, counts
         new = file.with_name(f".{file.name}.{os.getpid()}")
-        new.write_text(json.dumps({name: asdict(stop) for name, stop in kept.items()}))
+        rows = [[pool, kind, count] for (pool, kind), count in counts.items()]
+        new.write_text(json.dumps({"stops": {name: asdict(stop) for name, stop in kept.items()}, "failures": rows}))
         new.replace(file)
 
 
 def _read(file):
     try:
-        return {name: Stop(**row) for name, row in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        kept = json.loads(file.read_text())
+        stops_by_pool = {name: Stop(**row) for name, row in kept["stops"].items()}
+        return stops_by_pool, Counter({(pool, kind): count for pool, kind, count in kept["failures"]})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}, Counter()
 
 
 def _file(controller):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,15 @@ class Seen:
         return self.finding.repair is not None and (self.finding.repair not in PATIENT or at - self.since >= grace)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What there was when somebody looked."""
+
+    at: float = 0.0  # seconds since the epoch
+    seconds: float = 0.0  # how long it took
+    seen: tuple[Seen, ...] = ()
+
+
 def reconcile(controller, *, grace=GRACE, test=False, begin=None, say=log.info):
     """
     Compare ledger, providers, Slurm, minion keys and DNS, and mend what differs.
@@ -44,11 +54,12 @@ def reconcile(controller, *, grace=GRACE, test=False, begin=None, say=log.info):
     :rtype: list[tuple[Seen, bool]]
     :raises SaltmarshError: the ledger can't be used, or Slurm can't be asked for the jobs that wait for nodes
     """
+    began = time.monotonic()
     snapshot = observe(controller)
-    seen = _since(snapshot, compare(snapshot), grace, _read(controller))
+    seen = _since(snapshot, compare(snapshot), grace, last(controller))
     due = {each for each in seen if each.due(snapshot.at, grace)}
     if not test:
-        _write(controller, snapshot.at, seen)
+        _write(controller, Look(snapshot.at, time.monotonic() - began, seen))
         _mend(controller, snapshot, [each.finding for each in seen if each in due], begin, say)
     return [(each, each in due) for each in seen]
 
@@ -66,13 +77,24 @@ def answer_slurm(controller, *, begin=None, say=log.info):
     _mend(controller, snapshot, [each for each in compare(snapshot) if each.repair in URGENT], begin, say)
 
 
-def remembered(controller):
+def last(controller):
     """
     What differed when somebody last looked.
 
-    :rtype: tuple[Seen, ...]
+    :param Controller controller: what to ask
+    :rtype: Look
     """
-    return tuple(_read(controller)[1].values())
+    try:
+        kept = json.loads(_file(controller).read_text())
+        seen = [
+            Seen(
+                Finding(row["subject"], row["why"], row["repair"] and Repair(row["repair"]), row["pool"]), row["since"]
+            )
+            for row in kept["seen"]
+        ]
+        return Look(kept["at"], kept["seconds"], tuple(seen))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Look()  # it can't be read: all is new
 
 
 class Reconciler:
@@ -150,9 +172,8 @@ def _mend(controller, snapshot, findings, begin, say):
 
 def _since(snapshot, findings, grace, before):
     """Findings with since when they have been there: those of the last look, if that is not long ago."""
-    at, known = before
-    if snapshot.at - at > grace:
-        known = {}
+    recent = snapshot.at - before.at <= grace
+    known = {_key(each.finding): each for each in before.seen} if recent else {}
     return tuple(
         Seen(finding, known[_key(finding)].since if _key(finding) in known else snapshot.at) for finding in findings
     )
@@ -163,26 +184,11 @@ def _key(finding):
     return finding.subject, finding.why.partition(":")[0]
 
 
-def _read(controller):
-    """When somebody last looked, and what there was; nothing if that can't be read, so that all is new."""
-    try:
-        kept = json.loads(_file(controller).read_text())
-        seen = [
-            Seen(
-                Finding(row["subject"], row["why"], row["repair"] and Repair(row["repair"]), row["pool"]), row["since"]
-            )
-            for row in kept["findings"]
-        ]
-        return kept["at"], {_key(each.finding): each for each in seen}
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0, {}
-
-
-def _write(controller, at, seen):
+def _write(controller, look):
     path = _file(controller)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    rows = [vars(each.finding) | {"since": each.since} for each in seen]
-    new.write_text(json.dumps({"at": at, "findings": rows}))
+    rows = [vars(each.finding) | {"since": each.since} for each in look.seen]
+    new.write_text(json.dumps({"at": look.at, "seconds": look.seconds, "seen": rows}))
     new.replace(path)
 
 
