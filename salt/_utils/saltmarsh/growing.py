@@ -21,6 +21,7 @@ _LOOK = 3.0
 _TELL = 1.0
 _MOST_REASONS = 3
 _SILENT = "its minion has not answered"
+_OTHERS_FAILED = "others failed"
 _NOTHING_LEFT = "everything made was removed"
 
 
@@ -137,14 +138,20 @@ def recover(controller, operation):
     :raises SaltmarshError: that can't be done now
     """
     pool = controller.site.pool(operation.pool)
-    halfway = {
-        node.name: f"its grow ({operation.id}) died"
-        for node in controller.ledger.nodes(operation.nodes)
-        if node.operation == operation.id and node.state is not State.READY
-    }
+    held = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
+    halfway = {node.name: f"its grow ({operation.id}) died" for node in held if node.state is not State.READY}
+    _undrain(controller, {node.name for node in held} - halfway.keys())
     stuck = remove(controller, pool, operation, halfway) if halfway else {}
     controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(stuck)]))
     log.warning("grow %s of a dead process: removed %s", operation.id, nodeset(halfway) or "nothing")
+
+
+def _undrain(controller, names):
+    """Of nodes that stay, those that were drained to be removed."""
+    known = controller.slurm.nodes(names) if names else {}
+    controller.slurm.undrain(
+        [name for name, node in known.items() if "DRAIN" in node.states and node.reason == _OTHERS_FAILED]
+    )
 
 
 class _Growth:
@@ -222,7 +229,7 @@ class _Growth:
             self._undo(self.failed, "done")
             return {"nodes": {name: self._account(name) for name in sorted(self.ready)}, "failed": self.failed}
         outcome = f"{len(self.ready)} of {len(self.addresses)} nodes became ready, {self.least} needed"
-        left = self._undo(dict.fromkeys(self.addresses, "others failed") | self.failed, outcome)
+        left = self._undo(dict.fromkeys(self.addresses, _OTHERS_FAILED) | self.failed, outcome)
         reasons = fold_words(self.failed)
         if len(reasons) > _MOST_REASONS:
             reasons[_MOST_REASONS:] = [f"{len(reasons) - _MOST_REASONS} more reasons"]
@@ -262,7 +269,7 @@ class _Growth:
     def _busy(self, names):
         """The ready ones of these nodes on which Slurm has started jobs, with the jobs' ids; the others are drained."""
         ready = {node.name for node in self.ledger.nodes(names, states={State.READY})}
-        busy = shrinking.drain(self.controller, ready, "others failed", 0) if ready else {}
+        busy = shrinking.drain(self.controller, ready, _OTHERS_FAILED, 0) if ready else {}
         if not busy:
             return {}
         jobs = self.controller.slurm.jobs(busy)
