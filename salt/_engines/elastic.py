@@ -8,6 +8,7 @@ answer themselves.
 """
 
 import logging
+import threading
 import time
 from contextlib import closing
 
@@ -75,11 +76,15 @@ def _serve(interval, grace, metrics):
                 if bell.rung():
                     reconciler.look(everything=False)
                 if time.monotonic() >= look_at:
-                    recovery.recover_abandoned(controller)
+                    recovery.recover_abandoned(controller, _in_background)
                     _remind(controller)
                     joiner.look()
                     reconciler.look()
                     look_at = time.monotonic() + interval
+
+
+def _in_background(function, *arguments):
+    threading.Thread(target=function, args=arguments, name=function.__name__, daemon=True).start()
 
 
 def _remind(controller):

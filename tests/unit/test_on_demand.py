@@ -126,6 +126,51 @@ def test_what_was_wanted_while_the_engine_was_away_is_not_lost(controller, slurm
     next_one.ledger.close()
 
 
+@pytest.fixture
+def half_grown(controller, slurm, minions, pillar, tmp_path):
+    """Slurm wants osg1 for a job and osg2 for another; they boot, and the process that grew them is dead."""
+    minions.silent.update(["osg1", "osg2"])
+    slurm.want("osg1", job=17)
+    operation, _ = controller.ledger.claim("grow", controller.site.pool("osg"), names=["osg1", "osg3"])
+    controller.ledger.move(operation, ["osg1", "osg3"], State.CREATING, host="hv1")
+    for name in ("osg1", "osg3"):
+        minions.provider.add(name)
+        controller.ledger.move(operation, [name], State.BOOTING, host="hv1")
+    controller.ledger.abandon(operation)
+    return operation
+
+
+def test_a_node_that_boots_for_a_job_is_waited_for_when_the_master_has_restarted(
+    controller, slurm, minions, provider, half_grown
+):
+    begun = []
+    assert recovery.recover_abandoned(controller, lambda *task: begun.append(task)) == 1
+    assert recovery.recover_abandoned(controller, lambda *task: begun.append(task)) == 0
+    ((carry_on, *arguments),) = begun
+    minions.silent.clear()
+    carry_on(*arguments)
+    assert states(controller) == {"osg1": State.READY}
+    assert slurm.job_states(17) == {"RUNNING"}
+    assert slurm.killed == []
+    assert set(provider.machines()) == {"osg1"}  # nobody waited for osg3
+    assert controller.ledger.operations() == ()
+
+
+def test_it_is_not_waited_for_longer_than_it_may_boot(controller, slurm, provider, half_grown, caplog):
+    object.__setattr__(controller.site.pools["osg"].limits, "boot_timeout", 0)
+    recovery.recover_abandoned(controller, lambda function, *arguments: function(*arguments))
+    assert states(controller) == {}
+    assert slurm.killed == [17]
+    assert provider.machines() == {}
+    assert "osg1: not ready within 0 s" in caplog.text
+
+
+def test_a_runner_waits_for_nobody_elses_nodes(controller, slurm, half_grown):
+    recovery.recover_abandoned(controller)
+    assert states(controller) == {}
+    assert slurm.killed == [17]
+
+
 def test_a_grow_of_an_administrator_and_a_job_want_the_same_node_and_both_get_it(controller, slurm):
     operation, _ = controller.ledger.claim("grow", controller.site.pool("osg"), names=["osg1"])
     slurm.want("osg1", job=17)

@@ -137,13 +137,58 @@ def recover(controller, operation):
     :param Operation operation: the operation, adopted
     :raises SaltmarshError: that can't be done now
     """
-    pool = controller.site.pool(operation.pool)
-    held = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
-    halfway = {node.name: f"its grow ({operation.id}) died" for node in held if node.state is not State.READY}
-    _undrain(controller, {node.name for node in held} - halfway.keys())
-    stuck = remove(controller, pool, operation, halfway) if halfway else {}
+    stuck = _clear(controller, operation)
     controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(stuck)]))
-    log.warning("grow %s of a dead process: removed %s", operation.id, nodeset(halfway) or "nothing")
+
+
+def waited_for(controller, operation):
+    """
+    The nodes of a dead grow that boot, and for which Slurm waits with a job: they need not be removed.
+
+    :param Controller controller: what to ask
+    :param Operation operation: the operation
+    :rtype: frozenset[str]
+    :raises SaltmarshError: Slurm can't be asked
+    """
+    booting = {node.name for node in _held(controller, operation) if node.state is State.BOOTING}
+    known = controller.slurm.nodes(booting) if booting else {}
+    return frozenset(name for name, node in known.items() if node.wanted)
+
+
+def carry_on(controller, operation, names):
+    """
+    Wait for nodes of a dead grow until they are ready; what else it left is removed.
+
+    :param Controller controller: what to act through
+    :param Operation operation: the operation, adopted
+    :param names: the nodes, as of :func:`waited_for`
+    :raises SaltmarshError: none became ready, or that can't be done now
+    """
+    pool = controller.site.pool(operation.pool)
+    nodes = controller.ledger.nodes(names)
+    growth = _Growth(controller, pool, operation, nodes, 1, log.info)
+    try:
+        _clear(controller, operation, but=names)
+        growth.wait(pool.limits.boot_timeout)
+        growth.conclude()
+    except BaseException as err:
+        growth.give_up(err)
+        raise
+
+
+def _clear(controller, operation, but=frozenset()):
+    """Remove what a dead grow left halfway; returns, by name, why something is not gone."""
+    pool = controller.site.pool(operation.pool)
+    held = _held(controller, operation)
+    ready = {node.name for node in held if node.state is State.READY}
+    _undrain(controller, ready)
+    halfway = {node.name: f"its grow ({operation.id}) died" for node in held if node.name not in ready | but}
+    log.warning("grow %s of a dead process: removing %s", operation.id, nodeset(halfway) or "nothing")
+    return remove(controller, pool, operation, halfway) if halfway else {}
+
+
+def _held(controller, operation):
+    return [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
 
 
 def _undrain(controller, names):
