@@ -15,7 +15,18 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import checkpointing, growing, migrating, recovery, reporting, resuming, shrinking, suspending
+from saltmarsh import (
+    breaker,
+    checkpointing,
+    growing,
+    migrating,
+    reconciling,
+    recovery,
+    reporting,
+    resuming,
+    shrinking,
+    suspending,
+)
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -345,9 +356,39 @@ def discard(node, checkpoint, test=False):
 
 
 @_command
+def reconcile(grace=reconciling.GRACE, test=False):
+    """
+    Compare the ledger, the providers, Slurm, minion keys and DNS, and mend what differs; the engine does so by itself.
+
+    Only what bears this cluster's mark and a name of a pool is ever removed. What can't be asked, or answers only in
+    part, is left alone.
+
+    grace
+        Seconds that a difference must have lasted before something is removed for it. Default: 900.
+    test
+        Only say what differs, why, and what would be done about it.
+
+    Returns, for each node, machine or host, what differs, since when, and what is done about it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.reconcile test=True
+        salt-run elastic.reconcile grace=0
+    """
+    grace, test = _natural("grace", grace), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if not test:
+        recovery.recover_abandoned(controller)
+    return reporting.differences(reconciling.reconcile(controller, grace=grace, test=test, say=_progress()), grace)
+
+
+@_command
 def status(nodes=None):
     """
-    Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs.
+    Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs; and why Slurm can't
+    use it, and what else differs, if anything.
 
     nodes
         A hostlist; then exactly these nodes, free ones too.
@@ -366,7 +407,7 @@ def status(nodes=None):
 @_command
 def pools():
     """
-    Every pool: what it is, and how many of its nodes are in which state.
+    Every pool: what it is, how many of its nodes are in which state, and why it does not grow if it does not.
 
     CLI Example:
 
@@ -375,6 +416,27 @@ def pools():
         salt-run elastic.pools
     """
     return reporting.pools(Controller.open(__opts__))
+
+
+@_command
+def reset(pool):
+    """
+    Let a pool grow again that was stopped because its nodes failed one after the other.
+
+    pool
+        The pool.
+
+    Returns what had kept it from growing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.reset virtual
+    """
+    controller = Controller.open(__opts__)
+    pool = controller.site.pool(_text("pool", pool))
+    return {pool.name: breaker.reset(controller, pool)}
 
 
 @_command
@@ -443,6 +505,12 @@ def _seconds(name, value):
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         return value
     raise InvalidInput(f"{name}={value!r}: expected a number of seconds above 0")
+
+
+def _natural(name, value):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise InvalidInput(f"{name}={value!r}: expected a whole number of seconds")
 
 
 def _text(name, value):

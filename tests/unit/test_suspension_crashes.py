@@ -4,7 +4,6 @@ Suspend, resume and migrate, killed at every boundary: before each call to a mac
 Whoever comes next finds nodes that all work or are all suspended, with their job, and can go on with them.
 """
 
-import functools
 import multiprocessing
 import os
 import shutil
@@ -15,6 +14,7 @@ from dataclasses import replace
 
 import neighbours
 import pytest
+from deadly import Deadly
 from views import assert_suspended, assert_working, states
 
 from saltmarsh import recovery
@@ -69,27 +69,6 @@ def checkpoint_one(controller):
 def restore_one(controller):
     """To a checkpoint that was made before."""
     restore(controller, "osg1", 1, by="alice")
-
-
-class Deadly:
-    """Something whose calls are counted, and which kills the process before one of them."""
-
-    def __init__(self, something, count, only=None):
-        self._something = something
-        self._count = count
-        self._only = only
-
-    def __getattr__(self, name):
-        found = getattr(self._something, name)
-        if not callable(found) or (self._only and name not in self._only):
-            return found
-
-        @functools.wraps(found)
-        def call(*args, **kwargs):
-            self._count(name)
-            return found(*args, **kwargs)
-
-        return call
 
 
 class Site:

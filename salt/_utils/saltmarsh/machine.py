@@ -5,7 +5,7 @@ Values only: nothing here talks to anything. Memory is in MiB, disks are in GiB.
 """
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -184,6 +184,24 @@ class Phase(StrEnum):
     RESTORED = "restored"  # put it back to its snapshot: the machine may have run since
     OVER = "over"  # it can't be done any more: the machine is at work again
     CHECKPOINT = "checkpoint"  # put it back to its snapshot; the machine is at work again, and this is kept beside it
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A machine of this cluster in an inventory."""
+
+    name: str
+    host: str
+    state: PowerState
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a provider has of this cluster, and what it could not be asked."""
+
+    machines: tuple[Seen, ...]
+    saved: frozenset[str] = frozenset()  # names of which there is a state file
+    silent: dict[str, str] = field(default_factory=dict)  # hosts that did not answer, and why
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,14 @@ def listing(host, connection, config, names=None):
     return sorted(filter(None, found), key=lambda each: (each.name, -each.number))
 
 
+def machine_names(host, connection, config):
+    """The names of machines of which there is a state file, whosever they are; no file is opened."""
+    pool = directory(host, connection, config)
+    with asking(host, connection, f"can't list {config.state_dir}"):
+        refresh(pool)
+        return {match["machine"] for name in pool.listVolumes() if (match := _NAME.fullmatch(name))}
+
+
 def read(host, connection, config, path):
     """
     A state file wherever it is on the host.
