@@ -230,7 +230,7 @@ def inventory(call=None):
 
         salt-cloud -f inventory lab
     """
-    _not_an_action(call, "inventory")
+    driver.not_an_action(call, "inventory")
     return dataclasses.asdict(take_inventory(_hypervisors()))
 
 

@@ -208,6 +208,23 @@ def list_nodes_select(call=None):
 
 
 @_converted
+def inventory(call=None):
+    """
+    This cluster's machines in short, and the names of those that are suspended.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -f inventory engage1
+    """
+    driver.not_an_action(call, "inventory")
+    return dataclasses.asdict(_servers().inventory())
+
+
+@_converted
 def show_instance(name, call=None):
     """
     All that is known of one machine.

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 NETWORK, IMAGE, FLAVOR, GROUP = "net-1", "image-1", "flavor-1", "group-1"
 NO_HOST = "No valid host was found. There are not enough hosts available."
 _HEADER = "application/json"
+_NOW = "2026-01-01T00:00:00Z"
 # The status that an action leads to, and those from which it is allowed.
 _ACTIONS = {
     "os-start": ("ACTIVE", {"SHUTOFF"}),
@@ -235,12 +236,9 @@ class OpenStack:
                 return 204, None
             case "POST", [id_, "action"]:
                 return 202, self._act(self._there(self.servers, id_), next(iter(body)))
-            case "POST", [id_, "metadata"]:
-                self._there(self.servers, id_)["metadata"] |= body["metadata"]
-                return 200, {"metadata": self.servers[id_]["metadata"]}
-            case "DELETE", [id_, "metadata", key]:
-                del self._there(self.servers, id_)["metadata"][key]
-                return 204, None
+            case "PUT", [id_, "metadata"]:
+                self._there(self.servers, id_)["metadata"] = body["metadata"]
+                return 200, {"metadata": body["metadata"]}
         raise Refused(404, {"itemNotFound": {"code": 404, "message": "Instance could not be found."}})
 
     def _build(self, wanted):
@@ -258,7 +256,7 @@ class OpenStack:
         if server["status"] == "BUILD" and server["looks"] > 1 and not self.stuck:
             server["status"] = "ACTIVE"
         flavor = {"original_name": "small", "vcpus": 1, "ram": 512, "disk": 2}
-        return server | {"flavor": flavor, "addresses": {}, "OS-EXT-STS:task_state": None}
+        return server | {"flavor": flavor, "addresses": {}, "OS-EXT-STS:task_state": None, "updated": _NOW}
 
     def _act(self, server, action):
         status, allowed = _ACTIONS[action]

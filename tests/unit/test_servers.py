@@ -1,10 +1,12 @@
 """Machines in an OpenStack cloud: what is promised when the cloud works, and when it does not."""
 
 import json
+import re
 import threading
 import time
 
 import pytest
+import salt.utils.yaml
 from neighbours.openstack_api import NO_HOST, OpenStack
 
 from saltmarsh import openstack_link, servers
@@ -20,7 +22,8 @@ from saltmarsh.errors import (
     Throttled,
     Unreachable,
 )
-from saltmarsh.server import CloudConfig, ServerSpec
+from saltmarsh.pools import Site
+from saltmarsh.server import BootVolume, CloudConfig, ServerSpec
 from saltmarsh.servers import Servers
 
 TOLD = "#cloud-config\nhostname: vn001\n"
@@ -380,3 +383,32 @@ def test_a_remembered_id_is_asked_for_again_after_a_while(cloud, openstack, monk
     openstack.image_status = "deactivated"
     with pytest.raises(BadConfiguration, match="deactivated"):
         cloud.create(spec("vn002"), TOLD)
+
+
+# What is shipped
+
+
+def test_the_shipped_providers_profiles_and_pool_are_acceptable(checkout):
+    providers, profiles, pillar = (
+        salt.utils.yaml.safe_load((checkout / path).read_text())
+        for path in ("cloud.providers.d/openstack.conf", "cloud.profiles.d/openstack.conf", "pillar/clouds.sls")
+    )
+    for name, values in providers.items():
+        assert CloudConfig.read(values, name).cloud == name
+    for name, profile in profiles.items():
+        assert profile["provider"] in providers
+        ServerSpec.read(profile | {"name": "cn001", "address": "10.77.0.161"}, name)
+    site = salt.utils.yaml.safe_load((checkout / "pillar/elastic.sls").read_text())
+    site["elastic"]["pools"] |= pillar["elastic"]["pools"]
+    assert set(Site.from_pillar(site).pool("cloud").profiles) == set(profiles)
+
+
+def test_the_manuals_examples_are_acceptable_and_its_tables_know_every_key(checkout):
+    manual = (checkout / "docs/howto/providers.md").read_text().partition("## OpenStack clouds")[2]
+    blocks = [salt.utils.yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL)]
+    provider, profile = (next(iter(block.values())) for block in blocks[:2])
+    CloudConfig.read(provider, "provider")
+    ServerSpec.read(profile | {"name": "cn001", "address": "10.77.0.161"}, "profile")
+    known = {key.strip(":") for found in re.findall(r"`:?([a-z_]+:)?([a-z_]+)`", manual) for key in found}
+    keys = {*CloudConfig.model_fields, *ServerSpec.model_fields, *BootVolume.model_fields}
+    assert keys - known == {"name", "address"}

@@ -36,7 +36,11 @@ class Controller:
         :rtype: saltmarsh.vmstate.VmStates
         :raises InvalidInput: it belongs to no pool, or its provider can't suspend machines
         """
-        return self.cloud.vmstates(self.site.pool_of(name).profile)
+        profiles = self.site.pool_of(name).profiles
+        if len(profiles) > 1:
+            (node,) = self.ledger.nodes([name])
+            profiles = self.cloud.profiles_with(profiles, node.host)
+        return self.cloud.vmstates(profiles[0])
 
     @classmethod
     def open(cls, opts):
@@ -49,13 +53,14 @@ class Controller:
         :raises LedgerError: the ledger can't be used
         """
         site = read_site(opts)
+        minions = Minions(opts)
         state = Path(site.state_dir)
         state.mkdir(mode=0o755, parents=True, exist_ok=True)
         return cls(
             site=site,
             ledger=Ledger(state / "ledger.db"),
-            cloud=Cloud(os.path.join(os.path.dirname(opts["conf_file"]), "cloud")),
-            minions=Minions(opts),
+            cloud=Cloud(os.path.join(os.path.dirname(opts["conf_file"]), "cloud"), minions),
+            minions=minions,
             dns=HostsDirectory(state / "dns", site.network.domain),
             slurm=slurm,
             munge=munge,

@@ -13,6 +13,8 @@ from saltmarsh.machine import Checked, Count, Machine, Name, PowerState
 
 # The mark on everything that is made for a node; others are never touched.
 CLUSTER, NODE, MADE, ADDRESS, IMAGE = (f"saltmarsh_{key}" for key in ("cluster", "node", "made", "address", "image"))
+# On a suspended server: it is about to come back.
+RESTORED = "saltmarsh_restored"
 # A name of something in the cloud, or its id.
 Named = Annotated[str, Field(min_length=1, max_length=255)]
 

@@ -22,8 +22,9 @@ from saltmarsh.errors import (
     ProviderError,
     SaltmarshError,
 )
+from saltmarsh.machine import Inventory, Seen
 from saltmarsh.openstack_link import fault_kind, link
-from saltmarsh.server import ADDRESS, CLUSTER, IMAGE, MADE, NODE, Server, description, marks, power_state
+from saltmarsh.server import ADDRESS, CLUSTER, IMAGE, MADE, NODE, RESTORED, Server, description, marks, power_state
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,26 @@ class Servers:
         :returns: a list of :class:`saltmarsh.server.Server`, by name
         :raises Unreachable: the cloud doesn't answer
         """
+        return sorted(map(self.describe, self.all()), key=lambda machine: machine.name)
+
+    def all(self):
+        """As :meth:`machines`, as openstacksdk has them."""
         found = self.link.ask("can't list servers", lambda: list(self.link.compute.servers()))
-        return sorted((self.describe(each) for each in found if self._is_ours(each)), key=lambda machine: machine.name)
+        return [server for server in found if self._is_ours(server)]
+
+    def inventory(self):
+        """
+        This cluster's machines in short; of those that are suspended their names, as those of state files.
+
+        :rtype: saltmarsh.machine.Inventory
+        :raises Unreachable: the cloud doesn't answer
+        """
+        found = self.all()
+        saved = {each.id for each in found if each.status == "SUSPENDED" and RESTORED not in each.metadata}
+        there = tuple(
+            Seen(each.name, self.provider, power_state(each.status)) for each in found if each.id not in saved
+        )
+        return Inventory(there, frozenset(each.name for each in found if each.id in saved), {})
 
     def images(self):
         """The images, a mapping by name of what is known of each; of several of one name, a list."""
@@ -169,11 +188,8 @@ class Servers:
         :param dict values: text by key; a key with None is taken off
         """
         server = self.find(name)
-        compute = self.link.compute
-        if given := {key: value for key, value in values.items() if value is not None}:
-            self.link.ask(f"can't mark {name}", compute.set_server_metadata, server, **given)
-        if gone := [key for key, value in values.items() if value is None and key in server.metadata]:
-            self.link.ask(f"can't unmark {name}", compute.delete_server_metadata, server, gone)
+        metadata = {key: value for key, value in (server.metadata | values).items() if value is not None}
+        self.link.ask(f"can't mark {name}", server.set_metadata, self.link.compute, metadata, replace=True)
 
     def describe(self, server):
         """A server of openstacksdk as a :class:`saltmarsh.server.Server`."""
