@@ -77,6 +77,11 @@ class Cloud:
 
     def _check(self, pool, profile, host):
         provider = self._provider(profile)
+        if provider.endswith(":libcloud"):
+            raise InvalidInput(
+                f"pool {pool.name}: provider {_alias(provider)} has the driver libcloud, which can't give a machine "
+                "its pool's address, nor suspend it: no pool can use it"
+            )
         images = self._ask(provider, "avail_images")
         if pool.image not in images:
             there = ", ".join(sorted(images)) or "none"
