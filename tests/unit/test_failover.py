@@ -1,10 +1,11 @@
 """A pool with several providers in order of preference: which one is tried when, and that nobody mixes them up."""
 
 import pytest
-from views import reasons, states
+from salt.exceptions import SaltCloudExecutionFailure
+from views import assert_untouched, reasons, states
 
 from saltmarsh import reporting
-from saltmarsh.errors import InvalidInput, NotEnoughFree, OperationFailed, Unreachable
+from saltmarsh.errors import BadConfiguration, InvalidInput, NotEnoughFree, OperationFailed, Unreachable
 from saltmarsh.growing import grow, plan
 from saltmarsh.model import State
 from saltmarsh.observing import observe
@@ -70,6 +71,17 @@ def test_a_provider_that_does_not_answer_is_passed_over_while_another_one_does(c
     monkeypatch.setattr(controller.cloud, "_ask", silent)
     grow(controller, 1, "virtual")
     assert hosts(controller) == {"vn001": "reserve"}
+
+
+def test_a_provider_that_refuses_is_not_passed_over(controller, monkeypatch):
+    def refuse():
+        raise SaltCloudExecutionFailure("no such project") from BadConfiguration("no such project")
+
+    monkeypatch.setattr(controller.cloud, "_function", lambda provider, name: refuse)
+
+    with pytest.raises(BadConfiguration, match=r"^provider stub: no such project$"):
+        grow(controller, 1, "virtual")
+    assert_untouched(controller)
 
 
 def test_a_provider_can_be_asked_for(controller):

@@ -1,5 +1,6 @@
 """Machines in an OpenStack cloud: what is promised when the cloud works, and when it does not."""
 
+import base64
 import json
 import re
 import threading
@@ -324,6 +325,22 @@ def test_a_cloud_that_is_down_is_unreachable_and_not_empty(cloud):
         pass
     with pytest.raises(Unreachable, match="kaizen: can't connect: "):
         Servers("kaizen", config(gone)).machines()
+
+
+def test_a_cloud_that_is_down_is_not_tried_again_by_each_who_waits_for_it(openstack, cloud):
+    openstack.fail("POST", "/tokens$", 503)
+    for _ in range(3):
+        with pytest.raises(Unreachable, match="engage1: can't connect: "):
+            cloud.machines()
+    assert openstack.requests["POST /v3/auth/tokens"] == 1
+    openstack.mend()
+
+
+def test_no_secret_gets_into_a_log(cloud, caplog):
+    with caplog.at_level("DEBUG"):
+        cloud.create(spec(), "#cloud-config\nsecret")
+    assert caplog.records
+    assert base64.b64encode(b"#cloud-config\nsecret").decode() not in caplog.text
 
 
 def test_a_cloud_that_is_slow_is_unreachable_after_its_timeout(openstack, cloud):

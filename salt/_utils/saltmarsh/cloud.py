@@ -15,7 +15,7 @@ import salt.cloud
 import salt.utils.context
 from salt.exceptions import SaltException
 
-from saltmarsh.errors import InvalidInput, ProviderError, SaltmarshError, Unreachable
+from saltmarsh.errors import BadConfiguration, InvalidInput, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
 from saltmarsh.machine import Inventory, PowerState, ProviderConfig, Seen
 from saltmarsh.model import nodeset
@@ -51,6 +51,7 @@ class Cloud:
         :returns: the profiles whose providers answer, in the pool's order; with ``host``, the one that has it
         :rtype: list[str]
         :raises InvalidInput: salt-cloud has no such profile or image, or can't use the profile's provider
+        :raises BadConfiguration: a provider answers, and refuses
         :raises Unreachable: no provider can be asked, or the host doesn't answer
         """
         fit, silent = [], []
@@ -263,7 +264,8 @@ class Cloud:
             with _active(function, provider):
                 return function()
         except SaltException as err:
-            raise Unreachable(f"provider {_alias(provider)}: {_one_line(err)}") from err
+            kind = BadConfiguration if isinstance(err.__cause__, BadConfiguration) else Unreachable
+            raise kind(f"provider {_alias(provider)}: {_one_line(err)}") from err
 
     @contextmanager
     def _all_active(self, planned):

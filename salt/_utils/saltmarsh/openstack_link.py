@@ -26,15 +26,18 @@ from saltmarsh.errors import (
     NotFound,
     ProviderError,
     QuotaExceeded,
+    SaltmarshError,
     Throttled,
     Unreachable,
 )
 
-log = logging.getLogger(__name__)
+# It writes whole requests into a debug log: a machine's private key is in one of them.
+logging.getLogger("keystoneauth.session").setLevel(logging.INFO)
 
 PATIENCE = 60  # seconds in all that a request waits for a cloud that asks to come back later
 _NEXT_TRY = 5  # seconds where the cloud doesn't say when
 _KNOWN = 60  # seconds for which the id of an image, a flavor or a network is remembered
+_RETRY_AFTER = 5  # seconds for which a failed attempt to connect stands for all who ask
 _ERRORS = (sdk.SDKException, keystone.ClientException, requests.RequestException)
 _NO_SERVICE = (sdk.ServiceDisabledException, sdk.EndpointNotFound, keystone.EndpointNotFound)
 _MISCONFIGURED = (
@@ -115,11 +118,32 @@ class Link:
 
 def link(cloud, config):
     """The one :class:`Link` of this process to a cloud; a process that was forked has its own."""
-    with _links_lock:
-        key = (os.getpid(), cloud, config.model_dump_json())
-        if key not in _links:
-            _links[key] = Link(cloud, config)
-        return _links[key]
+    key = (os.getpid(), cloud, config.model_dump_json())
+    with _attempts_lock:
+        attempt = _attempts.setdefault(key, _Attempt())
+    return attempt.link(cloud, config)
+
+
+class _Attempt:
+    """A link, or why there is none; one that failed stands for all who ask within the next seconds."""
+
+    def __init__(self):
+        self._turn = threading.Lock()
+        self._link = self._error = None
+        self._at = 0.0
+
+    def link(self, cloud, config):
+        """The link, made if there is none yet."""
+        with self._turn:
+            if self._link is None:
+                if self._error and time.monotonic() - self._at < _RETRY_AFTER:
+                    raise type(self._error)(str(self._error))
+                try:
+                    self._link = Link(cloud, config)
+                except SaltmarshError as err:
+                    self._error, self._at = err, time.monotonic()
+                    raise
+            return self._link
 
 
 def fault_kind(message):
@@ -179,5 +203,5 @@ def _one_line(err):
     return " ".join(str(details or err).split())
 
 
-_links = {}
-_links_lock = threading.Lock()
+_attempts = {}
+_attempts_lock = threading.Lock()
