@@ -39,9 +39,16 @@ _NEXT_TRY = 5  # seconds where the cloud doesn't say when
 _KNOWN = 60  # seconds for which the id of an image, a flavor or a network is remembered
 _RETRY_AFTER = 5  # seconds for which a failed attempt to connect stands for all who ask
 _ERRORS = (sdk.SDKException, keystone.ClientException, requests.RequestException)
-_NO_SERVICE = (sdk.ServiceDisabledException, sdk.EndpointNotFound, keystone.EndpointNotFound)
+_VOLUMES = {"block-storage", "volumev3"}
 _MISCONFIGURED = (
-    *(sdk.ConfigException, sdk.InvalidRequest, sdk.DuplicateResource, sdk.NotSupported, *_NO_SERVICE),
+    *(
+        sdk.ConfigException,
+        sdk.InvalidRequest,
+        sdk.DuplicateResource,
+        sdk.NotSupported,
+        sdk.ServiceDisabledException,
+        sdk.EndpointNotFound,
+    ),
     *(keystone.AuthPluginException, keystone.CatalogException, keystone.MissingAuthPlugin),
 )
 # Neutron names its errors by type; Nova has only a text.
@@ -71,10 +78,8 @@ class Link:
     @property
     def volume(self):
         """The block storage service, or None if the cloud has none."""
-        try:
-            return self._connection.block_storage if self._connection.has_service("block-storage") else None
-        except _NO_SERVICE:
-            return None
+        catalog = self.ask("can't see which services there are", lambda: self._connection.service_catalog)
+        return self._connection.block_storage if _VOLUMES & {each["type"] for each in catalog} else None
 
     def ask(self, failure, function, *args, **kwargs):
         """

@@ -29,6 +29,7 @@ from saltmarsh.server import ADDRESS, CLUSTER, IMAGE, MADE, NODE, RESTORED, Serv
 log = logging.getLogger(__name__)
 
 _POLL = 1.0
+_FAULT_SECONDS = 5
 GONE_SECONDS = 300
 ACTION_SECONDS = 300
 
@@ -105,7 +106,10 @@ class Servers:
         :raises NotFound: there is none
         :raises Conflict: there are several of that name
         """
-        return self.describe(self.find(name))
+        server = self.find(name)
+        if server.status == "ERROR":
+            server = self.link.ask(f"can't look at {name}", self.link.compute.get_server, server.id)
+        return self.describe(server)
 
     def find(self, name):
         """As :meth:`show`, as openstacksdk has it."""
@@ -176,7 +180,7 @@ class Servers:
 
         def done(now):
             if now is None or now.status == "ERROR":
-                raise fault_kind(_fault(now))(f"{self.provider}: {failure}: {_fault(now)}")
+                raise self._failed(server.id, failure)
             return now.status == status and not now.task_state
 
         self._wait(server.id, done, since, ACTION_SECONDS, failure)
@@ -207,7 +211,7 @@ class Servers:
             uuid=server.id,
             size=flavor.get("original_name") or flavor.get("id") or "",
             public_address=floating[0] if floating else "",
-            fault=_fault(server) if server.status == "ERROR" else "",
+            fault=(server.fault or {}).get("message", ""),
         )
 
     def _is_ours(self, server, made=None):
@@ -324,14 +328,25 @@ class Servers:
 
     def _built(self, server):
         def done(now):
-            if now is None:
-                raise NotFound(f"{self.provider}: {server.name} has been removed meanwhile")
-            if now.status == "ERROR":
-                raise fault_kind(_fault(now))(f"{self.provider}: can't make {server.name}: {_fault(now)}")
+            if now is None or now.status == "ERROR":
+                raise self._failed(server.id, failure)
             return now.status == "ACTIVE"
 
-        since = time.monotonic()
-        return self._wait(server.id, done, since, self.config.create_timeout, f"can't make {server.name}")
+        since, failure = time.monotonic(), f"can't make {server.name}"
+        return self._wait(server.id, done, since, self.config.create_timeout, failure)
+
+    def _failed(self, server_id, failure):
+        """The error that a server came into. Nova notes it a moment after the state, and leaves it out of lists."""
+        deadline = time.monotonic() + _FAULT_SECONDS
+        try:
+            while not (server := self.link.ask(failure, self.link.compute.get_server, server_id)).fault:
+                if time.monotonic() > deadline:
+                    return ProviderError(f"{self.provider}: {failure}: Nova gives no reason")
+                time.sleep(_POLL)
+        except NotFound:
+            return ProviderError(f"{self.provider}: {failure}: it has been removed meanwhile")
+        message = " ".join(server.fault["message"].split())
+        return fault_kind(message)(f"{self.provider}: {failure}: {message}")
 
     def _wait(self, server_id, done, since, seconds, failure):
         """Until a server is as wanted; what it is then."""
@@ -443,12 +458,6 @@ def _watch(servers):
 
 def _addresses(server):
     return [each for network in (server.addresses or {}).values() for each in network]
-
-
-def _fault(server):
-    if server is None:
-        return "it has been removed meanwhile"
-    return " ".join(str((server.fault or {}).get("message") or "Nova gives no reason").split())
 
 
 _watches = {}
