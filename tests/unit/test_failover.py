@@ -13,7 +13,7 @@ from saltmarsh.pools import parse_nodes
 from saltmarsh.reporting import status
 from saltmarsh.resuming import resume
 from saltmarsh.shrinking import shrink
-from saltmarsh.suspending import suspend
+from saltmarsh.suspending import by_provider, suspend
 
 FULL = "No valid host was found"
 
@@ -104,6 +104,32 @@ def test_reconcile_sees_the_machines_of_all_providers(controller):
     snapshot = observe(controller)
     assert snapshot.provider_of == {"osg": "stub", "virtual": "stub, reserve"}
     assert [machine.host for machine in snapshot.machines["vn001"]] == ["reserve"]
+
+
+def test_reconcile_knows_of_which_provider_it_knows_nothing(controller, monkeypatch):
+    grow(controller, 1, "virtual", host="reserve")
+    ask = controller.cloud._ask
+
+    def silent(name, function):
+        if name.startswith("stub:"):
+            raise Unreachable("provider stub: no route to host")
+        return ask(name, function)
+
+    monkeypatch.setattr(controller.cloud, "_ask", silent)
+    snapshot = observe(controller)
+    assert (snapshot.doubt("virtual", "reserve"), snapshot.doubt("virtual", "stub")) == (
+        "",
+        "provider stub: no route to host",
+    )
+    assert [machine.host for machine in snapshot.machines["vn001"]] == ["reserve"]
+
+
+def test_nodes_of_two_providers_are_suspended_each_by_its_own(controller):
+    grow(controller, parse_nodes("vn001"), "virtual")
+    grow(controller, parse_nodes("vn002"), "virtual", host="reserve")
+    assert [controller.profile_of(name) for name in ("vn001", "vn002")] == ["virtual", "virtual-reserve"]
+    parts = by_provider(controller, controller.ledger.nodes())
+    assert [[node.name for node in part] for part in parts] == [["vn001"], ["vn002"]]
 
 
 # What a suspended node still takes

@@ -36,11 +36,19 @@ class Controller:
         :rtype: saltmarsh.vmstate.VmStates
         :raises InvalidInput: it belongs to no pool, or its provider can't suspend machines
         """
+        return self.cloud.vmstates(self.profile_of(name))
+
+    def profile_of(self, name):
+        """
+        The profile by which a node was made; of a pool with several, the one whose provider has it.
+
+        :param str name: the node
+        :raises InvalidInput: it belongs to no pool
+        """
         profiles = self.site.pool_of(name).profiles
-        if len(profiles) > 1:
-            (node,) = self.ledger.nodes([name])
-            profiles = self.cloud.profiles_with(profiles, node.host)
-        return self.cloud.vmstates(profiles[0])
+        if len(profiles) > 1 and (nodes := self.ledger.nodes([name])):
+            profiles = self.cloud.profiles_with(profiles, nodes[0].host)
+        return profiles[0]
 
     @classmethod
     def open(cls, opts):

@@ -102,14 +102,22 @@ def _providers(controller):
         try:
             provider_of[pool.name] = name = ", ".join(map(controller.cloud.provider, pool.profiles))
             if name not in providers:
-                providers[name] = _merged([controller.cloud.inventory(profile) for profile in pool.profiles])
+                providers[name] = _inventory(controller, pool)
         except SaltmarshError as err:
             providers[provider_of.setdefault(pool.name, pool.profile)] = str(err)
     return providers, provider_of
 
 
-def _merged(inventories):
-    """Several inventories as one."""
+def _inventory(controller, pool):
+    """What a pool's providers have; of several, one that can't be asked is like a host that does not answer."""
+    if not pool.fallback:
+        return controller.cloud.inventory(pool.profile)
+    inventories = []
+    for profile in pool.profiles:
+        try:
+            inventories.append(controller.cloud.inventory(profile))
+        except SaltmarshError as err:
+            inventories.append(Inventory((), frozenset(), {controller.cloud.provider(profile): str(err)}))
     return Inventory(
         machines=tuple(machine for each in inventories for machine in each.machines),
         saved=frozenset().union(*(each.saved for each in inventories)),

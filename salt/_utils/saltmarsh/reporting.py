@@ -110,9 +110,11 @@ def _memory(controller, nodes):
     """Where the memory of suspended nodes is; that it can't be seen is an answer, too."""
     together = {}
     for node in nodes:
-        together.setdefault((node.pool, node.host if controller.site.pool_of(node.name).fallback else None), []).append(
-            node.name
-        )
+        try:
+            profile = controller.profile_of(node.name)
+        except SaltmarshError:  # told below
+            profile = None
+        together.setdefault((node.pool, profile), []).append(node.name)
     found = {}
     for names in together.values():
         try:
