@@ -40,8 +40,9 @@ class OpenStack:
     One cloud with one project, one network (10.77.0.0/24), one image (``node.qcow2``) and one flavor (``small``).
 
     ``capacity`` is how many servers its hosts can take, whatever state they are in, as Placement counts; ``quota`` how
-    many the project may have. Servers become ACTIVE at the second look at them, or never while ``stuck``. ``requests``
-    counts what was asked, by method and path with ids left out. ``volumes`` and ``routers`` say whether it has block
+    many the project may have, ``page`` how many are listed at once. Servers become ACTIVE at the second look at them,
+    or never while ``stuck``. ``requests`` counts what was asked, by method and path with ids left out;
+    ``microversions`` are those of Nova that were asked for. ``volumes`` and ``routers`` say whether it has block
     storage and floating addresses.
 
     :param str region: the name of its only region
@@ -54,6 +55,7 @@ class OpenStack:
         self.routers = True
         self.requests = Counter()
         self.asked = []
+        self.microversions = set()
         self.servers, self.ports, self.addresses, self.disks = {}, {}, {}, {}
         self.image_status = "active"
         self._tokens, self._faults = set(), []
@@ -147,6 +149,8 @@ class OpenStack:
         handler = getattr(self, f"_{service}_{kind.replace('-', '_')}", None)
         if handler is None or (kind == "floatingips" and not self.routers):
             raise Refused(404, {"message": "The resource could not be found."})
+        asked = headers.get("OpenStack-API-Version", "").removeprefix("compute ")
+        self.microversions.add(asked)
         with self._lock:
             status, answer = handler(method, rest, query, body)
         return status, {}, answer
@@ -181,7 +185,7 @@ class OpenStack:
             "links": [{"rel": "self", "href": f"{self.url}/{service}/{place}/"}],
         }
         if service in ("compute", "volume"):
-            version |= {"version": "2.96" if service == "compute" else "3.71", "min_version": number[1:]}
+            version |= {"version": "2.99" if service == "compute" else "3.71", "min_version": number[1:]}
         return {"version": version} if path.count("/") > 1 and path.strip("/") != service else {"versions": [version]}
 
     def _log_in(self, body):

@@ -14,6 +14,7 @@ try:
     import openstack.config
     import openstack.connection
     import openstack.exceptions as sdk
+    import openstack.utils
     import requests
 except ModuleNotFoundError as _err:
     # Salt puts the directory of its cloud drivers on the path while it loads them, and one of them has this name.
@@ -39,6 +40,9 @@ _NEXT_TRY = 5  # seconds where the cloud doesn't say when
 _KNOWN = 60  # seconds for which the id of an image, a flavor or a network is remembered
 _RETRY_AFTER = 5  # seconds for which a failed attempt to connect stands for all who ask
 _ERRORS = (sdk.SDKException, keystone.ClientException, requests.RequestException)
+# Of Nova's API. From 2.96 on (seen in Nova 31) one server that was over quota makes every list fail with 500: the
+# request spec, which the list is to tell of since then, is gone before the server is.
+_NEWEST = "2.95"
 _VOLUMES = {"block-storage", "volumev3"}
 _MISCONFIGURED = (
     *(
@@ -73,6 +77,9 @@ class Link:
         services = ("compute", "network", "image")
         self.compute, self.network, self.image = self.ask(
             "can't connect", lambda: [getattr(self._connection, service) for service in services]
+        )
+        self.compute.default_microversion = self.ask(
+            "can't connect", openstack.utils.maximum_supported_microversion, self.compute, _NEWEST
         )
 
     @property
