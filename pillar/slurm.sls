@@ -12,6 +12,9 @@ slurm:
     SchedulerParameters: [bf_interval=5, sched_interval=5]
     PreemptType: preempt/partition_prio
     PreemptMode: REQUEUE
+    # Of hosts alone (state lease): a node has no such files.
+    Prolog: /usr/local/libexec/saltmarsh/slurm-prolog
+    Epilog: /usr/local/libexec/saltmarsh/slurm-epilog
     SlurmctldDebug: verbose
     SlurmdDebug: verbose
     DebugFlags: GLOB_SILENCE

@@ -15,7 +15,7 @@ import time
 import salt.utils.event
 from salt.exceptions import SaltException
 
-from saltmarsh import growing, migrating, recovery, reporting, resuming, shrinking, suspending
+from saltmarsh import backfilling, growing, migrating, recovery, reporting, resuming, shrinking, suspending
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -239,6 +239,51 @@ def migrate(nodes, host, live=False, test=False):
         return {"would migrate": migrating.plan(controller, nodes, host, live)}
     recovery.recover_abandoned(controller)
     return migrating.migrate(controller, nodes, host, by=_by(), live=live, say=_progress())
+
+
+@_command
+def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_SECONDS):
+    """
+    Let nodes of a pool soak up bare metal that is idle, and step aside for others with their jobs intact.
+
+    Each node has a lease, a job of low priority on bare metal that Slurm preempts and queues again by itself.
+
+    verb
+        ``start``: see to it that ``target`` leases are queued or running; it returns at once. ``stop``: end leases
+        until ``target`` (default: 0) are left; their nodes are drained and shrunk before. ``status``: every lease and
+        its node.
+    pool
+        The pool; may be left out where there is only one.
+    target
+        How many leases.
+    force
+        ``stop`` only: do not wait for jobs.
+    timeout
+        ``stop`` only: seconds to wait for running jobs. Default: 600.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.backfill start pool=virtual target=8
+        salt-run elastic.backfill status
+        salt-run elastic.backfill stop pool=virtual
+    """
+    pool, force = _text("pool", pool), _flag("force", force)
+    timeout = _seconds("timeout", timeout)
+    if verb not in ("start", "stop", "status"):
+        raise InvalidInput(f"{verb!r}: expected start, stop or status")
+    if target is None:
+        target = 0
+    if type(target) is not int or target < 0 or (verb == "start" and target == 0):
+        raise InvalidInput(f"target={target!r}: expected a number of leases")
+    controller = Controller.open(__opts__)
+    if verb == "status":
+        return backfilling.status(controller, pool)
+    recovery.recover_abandoned(controller)
+    if verb == "start":
+        return {"submitted": backfilling.start(controller, target, pool)}
+    return {"ended": backfilling.stop(controller, target, pool, force=force, timeout=timeout, say=_progress())}
 
 
 @_command

@@ -31,7 +31,8 @@ class Slurm:
 
     ``reachable`` says whether it answers; ``before`` holds what happens when a function is called, by its name;
     ``kept`` are nodes that it does not give back; ``foreign`` are nodes of no pool, on which jobs may run as well;
-    ``killed`` are the jobs that lost a node.
+    ``killed`` are the jobs that lost a node, ``held`` those that were held, ``drained_hosts`` bare metal that was
+    drained, with the reason.
     """
 
     def __init__(self, site):
@@ -42,6 +43,8 @@ class Slurm:
         self.kept = set()
         self.foreign = NodeSet("metal[1-9]", resolver=RESOLVER_NOGROUP)
         self.killed = []
+        self.held = []
+        self.drained_hosts = {}
         self._file = None
         self._jobs = {}
         self._nodes = {
@@ -110,6 +113,17 @@ class Slurm:
         )
         self._save()
 
+    def queue_lease(self, number, name, host=None):
+        """A node's lease is pending, or runs on a host."""
+        nodes = NodeSet(host, resolver=RESOLVER_NOGROUP) if host else NodeSet()
+        states = frozenset({"RUNNING" if host else "PENDING"})
+        self._jobs[number] = SlurmJob(number, str(number), name, "slurm", "lease", states, nodes, "None")
+        self._save()
+
+    def delay(self, number):
+        """A job that was put back into the queue waits for its time."""
+        self._jobs[number] = replace(self._jobs[number], reason="BeginTime")
+
     def change_job(self, number, *states):
         """A job is in other states from now on."""
         self._jobs[number] = replace(self._jobs[number], states=frozenset(states))
@@ -149,6 +163,9 @@ class Slurm:
     @_asked
     def drain(self, names, reason):
         for name in names:
+            if name not in self._nodes:
+                self.drained_hosts[name] = reason
+                continue
             self._set([name], states=self._nodes[name].states | {"DRAIN"}, reason=reason)
 
     @_asked
@@ -178,6 +195,25 @@ class Slurm:
     @_asked
     def resume_jobs(self, handles, timeout):
         self._change_jobs(handles, "SUSPENDED", "RUNNING")
+
+    @_asked
+    def hold_jobs(self, handles):
+        self.held += handles
+
+    @_asked
+    def submit_lease(self, name, lease, cpus, memory):
+        number = 1000 + max(self._jobs, default=0)
+        self.queue_lease(number, name)
+        return number
+
+    @_asked
+    def start_now(self, number):
+        self._jobs[number] = replace(self._jobs[number], reason="None")
+
+    @_asked
+    def cancel_jobs(self, handles):
+        for handle in handles:
+            self._jobs.pop(int(handle), None)
 
     @_asked
     def release(self, addresses, timeout):

@@ -2,7 +2,7 @@
 
 import logging
 
-from saltmarsh import growing, migrating, resuming, shrinking, standin, suspending
+from saltmarsh import catching_up, growing, migrating, resuming, shrinking, standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
@@ -14,6 +14,7 @@ _RECOVER = {
     "resume": resuming.recover,
     "migrate": migrating.recover,
     "remind": standin.recover,
+    "catch up": catching_up.recover,
 }
 
 
@@ -39,4 +40,13 @@ def recover_abandoned(controller):
         except SaltmarshError as err:
             log.error("%s can't be ended yet: %s", what, err)
             controller.ledger.abandon(adopted)
+    _catch_up(controller)
     return count
+
+
+def _catch_up(controller):
+    """Slurm may be away; what a verb needs of it, the verb asks itself."""
+    try:
+        catching_up.catch_up(controller)
+    except SaltmarshError as err:
+        log.warning("not known whether hosts have suspended or restored nodes: %s", err)

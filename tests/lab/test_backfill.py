@@ -1,0 +1,182 @@
+"""
+Nodes soak up idle bare metal and step aside for urgent jobs. What counts is what their own jobs write meanwhile.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+from elastic import elastic, must, shrink_all, slurm_node
+from jobs import assert_unbroken, cancel, counted, job, state_of, submit_counter, wait_counts
+from saltcloud import wait_for
+
+BOOT = 900  # seconds
+NODE = "vn001"
+SOON = 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backfill(lab):
+    """One lease, with its node at work on hv1."""
+    assert must(lab, "status") == {}, "this needs a lab without nodes"
+    lab.exec("ctl", "scontrol", "update", "nodename=hv2", "state=drain", "reason=a test")
+    must(lab, "backfill", "start", "pool=virtual", "target=1")
+    wait_for(lambda: node_state(lab) == "ready", BOOT, f"{NODE} is ready")
+    lab.exec("ctl", "scontrol", "update", "nodename=hv2", "state=resume")
+    yield
+    lab.exec("ctl", "scancel", "--user=alice")
+    elastic(lab, "backfill", "stop", "force=True", timeout=300)
+    lab.exec("ctl", "scancel", "--partition=lease")
+    wait_for(lambda: "hv" not in lab.exec("ctl", "squeue", "-h", "-o", "%N").stdout, SOON, "hosts are free")
+    shrink_all(lab)
+
+
+@pytest.fixture
+def counter(lab, backfill):
+    """A job that counts on the node."""
+    number = submit_counter(lab, NODE)
+    yield number
+    cancel(lab, number)
+
+
+def node_state(lab):
+    return must(lab, "status", NODE)[NODE]["state"]
+
+
+def node_host(lab):
+    """The host on which the node's machine is, or None."""
+    for host in ("hv1", "hv2"):
+        if NODE in lab.exec(host, "virsh", "list", "--name").stdout.split():
+            return host
+    return None
+
+
+def lease(lab):
+    [row] = must(lab, "backfill", "status").values()
+    return row
+
+
+def urgent(lab, *options, seconds=3):
+    """Submit an urgent job as an ordinary user; returns its id at once."""
+    said = lab.exec(
+        "ctl", "runuser", "-u", "alice", "--", "sbatch", "--parsable", "--partition=metal", "--chdir=/shared",
+        "--output=/dev/null", *options, "--wrap", f"sleep {seconds}",
+    )  # fmt: skip
+    return int(said.stdout)
+
+
+def wait_job(lab, number, state, seconds=SOON):
+    wait_for(lambda: state_of(lab, number) == state, seconds, f"job {number} {state}")
+
+
+def saved_at(lab):
+    """When the node's memory was complete, by the hosts' clock."""
+    found = lab.exec("hv1", "find", "/srv/states", "-name", f"{NODE}.*.state", "-printf", "%T@\\n").stdout.split()
+    return float(found[-1]) if found else None
+
+
+def goes_on(lab, counter):
+    """The job counts again, and nothing was missed."""
+    wait_for(lambda: node_host(lab) is not None, SOON, f"{NODE} is back")
+    wait_counts(lab, counter, 3, SOON)
+    assert_unbroken(counted(lab, counter))
+    assert job(lab, counter)["restart_cnt"] == 0
+
+
+@contextmanager
+def without(lab, host):
+    """No job starts on a host until the end of the block."""
+    lab.exec("ctl", "scontrol", "update", f"nodename={host}", "state=drain", "reason=a test")
+    try:
+        yield
+    finally:
+        lab.exec("ctl", "scontrol", "update", f"nodename={host}", "state=resume")
+
+
+def other(host):
+    return "hv2" if host == "hv1" else "hv1"
+
+
+def test_an_urgent_job_gets_the_host_and_the_nodes_job_goes_on_afterwards(lab, counter):
+    host = node_host(lab)
+    with without(lab, other(host)):
+        number = urgent(lab, f"--nodelist={host}", "--exclusive")
+        wait_job(lab, number, "RUNNING")
+        assert node_host(lab) is None
+        assert state_of(lab, counter) == "SUSPENDED"
+        started = job(lab, number)["start_time"]["number"]
+        assert int(saved_at(lab)) <= started <= saved_at(lab) + 3
+        wait_job(lab, number, "COMPLETED")
+        goes_on(lab, counter)
+        assert node_host(lab) == host
+
+
+def test_a_node_goes_on_where_another_host_is_idle_while_the_urgent_job_runs(lab, counter):
+    host = node_host(lab)
+    number = urgent(lab, f"--nodelist={host}", "--exclusive", seconds=300)
+    wait_job(lab, number, "RUNNING")
+    goes_on(lab, counter)
+    assert node_host(lab) == other(host)
+    assert state_of(lab, number) == "RUNNING"
+    cancel(lab, number)
+
+
+def test_an_urgent_job_that_fits_beside_the_node_leaves_it_alone(lab, counter):
+    before = lease(lab)
+    number = urgent(lab, f"--nodelist={node_host(lab)}", "--cpus-per-task=1", "--mem=500")
+    wait_job(lab, number, "COMPLETED")
+    assert lease(lab) == before
+    assert_unbroken(counted(lab, counter))
+
+
+def test_urgent_jobs_that_follow_each_other_find_the_node_on_disk(lab, counter):
+    """The second comes when the lease has started again, but not yet for as long as its hysteresis."""
+    host = node_host(lab)
+    with without(lab, other(host)):
+        number = urgent(lab, f"--nodelist={host}", "--exclusive", seconds=1)
+        wait_job(lab, number, "RUNNING")
+        written = saved_at(lab)
+        until_lease_runs = "until squeue -h -p lease -t running -o %i | grep -q .; do sleep 0.1; done"
+        lab.exec("ctl", "sh", "-c", until_lease_runs)
+        second = urgent(lab, f"--nodelist={host}", "--exclusive", seconds=1)
+        wait_job(lab, second, "COMPLETED")
+        assert saved_at(lab) == written
+        goes_on(lab, counter)
+
+
+def test_the_host_is_freed_and_taken_again_while_the_master_is_away_and_the_ledger_catches_up(lab, counter):
+    host = node_host(lab)
+    with without(lab, other(host)):
+        lab.exec("ctl", "systemctl", "stop", "salt-master")
+        try:
+            number = urgent(lab, f"--nodelist={host}", "--exclusive", seconds=1)
+            wait_job(lab, number, "COMPLETED")
+            goes_on(lab, counter)
+            second = urgent(lab, f"--nodelist={host}", "--exclusive", seconds=300)
+            wait_job(lab, second, "RUNNING")
+        finally:
+            lab.exec("ctl", "systemctl", "start", "salt-master")
+        wait_for(lambda: node_state(lab) == "suspended", SOON, "the ledger has caught up")
+        cancel(lab, second)
+        goes_on(lab, counter)
+        wait_for(lambda: node_state(lab) == "ready", SOON, "the ledger has caught up")
+
+
+def test_a_node_that_cant_be_written_keeps_its_host_and_both_are_told(lab, counter):
+    host = node_host(lab)
+    lab.exec(host, "mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", "/srv/states")
+    try:
+        number = urgent(lab, f"--nodelist={host}", "--exclusive")
+        wait_for(lambda: "DRAIN" in slurm_node(lab, host)[0], SOON, f"{host} is drained")
+    finally:
+        lab.exec(host, "umount", "/srv/states")
+    assert slurm_node(lab, host)[1].startswith(f"{NODE} can't be suspended and keeps this host: ")
+    assert_unbroken(counted(lab, counter))
+    assert state_of(lab, counter) == "RUNNING"
+    assert state_of(lab, number) == "PENDING"
+    assert lease(lab)["waits for"] == "JobHeldAdmin"
+    # As the manual says.
+    must(lab, "suspend", NODE)
+    lab.exec("ctl", "scontrol", "update", f"nodename={host}", "state=resume")
+    lab.exec("ctl", "scontrol", "release", lease(lab)["lease"])
+    wait_job(lab, number, "COMPLETED")
+    goes_on(lab, counter)
