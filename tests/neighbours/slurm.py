@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import threading
 from dataclasses import replace
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
@@ -242,4 +243,6 @@ class Slurm:
 
     def _save(self):
         if self._file:
-            self._file.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))
+            fresh = self._file.with_name(f".{self._file.name}.{threading.get_ident()}")
+            fresh.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))
+            fresh.rename(self._file)

@@ -106,7 +106,9 @@ class VmStates:
             known = machine.get("disk", 0)
             assert known >= self._disk(name), f"{name} ruins its disk"
             self._write(name, machine | {"power": "running", "disk": known + 1})
-            (self._disks / name).write_text(str(known + 1))  # second: it may be killed in between
+            fresh = self._disks / f".{name}"
+            fresh.write_text(str(known + 1))  # second: it may be killed in between
+            fresh.rename(self._disks / name)
 
     def save(self, name, host, urgent=False):
         """As VmStates.save."""
