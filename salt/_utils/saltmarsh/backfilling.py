@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saltmarsh import growing, shrinking
+from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError
 from saltmarsh.leasing import KILLED
 from saltmarsh.model import State, nodeset
@@ -157,7 +158,8 @@ class Backfill:
         self._not_before = {}
 
     def look(self):
-        """Make the nodes of leases that run and have none; does nothing while leases are begun or ended."""
+        """Let the ledger catch up, and make the nodes of leases that run, unless leases are begun or ended just now."""
+        catch_up(self._controller)
         with _alone(self._controller, wait=False) as alone:
             if not alone:
                 return

@@ -68,7 +68,8 @@ def _learn(controller, node, look):
     runs = look.machine is not None and look.machine.state is PowerState.RUNNING and look.suspension is None
     if node.state is State.READY and look.machine is None and look.state and look.state.suspension:
         mark = look.state.suspension
-        return _write(controller, node, State.SUSPENDED, node.host, standin.reason(mark.by, mark.at, mark.why))
+        reason = standin.reason(mark.by, mark.at, mark.why)
+        return _write(controller, node, State.SUSPENDED, node.host, reason, max(node.since, look.state.written))
     if node.state is State.READY and look.machine is None and look.state is None:
         return _write(controller, node, State.FAILED, node.host, controller.slurm.nodes([node.name])[node.name].reason)
     if runs and (node.state is State.SUSPENDED or node.host != look.machine.host):
@@ -78,10 +79,10 @@ def _learn(controller, node, look):
     return False
 
 
-def _write(controller, node, state, host, reason):
+def _write(controller, node, state, host, reason, at=None):
     try:
         operation, _ = controller.ledger.begin(
-            "catch up", None, [node.name], expect={node.state}, to=state, reason=reason
+            "catch up", None, [node.name], expect={node.state}, to=state, reason=reason, at=at
         )
     except Conflict:
         return False  # somebody has begun to do something with it
