@@ -32,6 +32,7 @@
     - context:
         python: {{ grains.pythonexecutable }}
         partition: {{ elastic.get('lease', {}).get('partition', 'lease') }}
+        user: {{ elastic.get('lease', {}).get('user', 'slurm') }}
 {%- endfor %}
 
 {%- for unit in ['saltmarsh-lease@', 'saltmarsh-lease-again@'] %}

@@ -114,11 +114,11 @@ class Slurm:
         )
         self._save()
 
-    def queue_lease(self, number, name, host=None):
-        """A node's lease is pending, or runs on a host."""
+    def queue_lease(self, number, name, host=None, user="slurm"):
+        """A node's lease is pending, or runs on a host; or somebody else's job that looks like one."""
         nodes = NodeSet(host, resolver=RESOLVER_NOGROUP) if host else NodeSet()
         states = frozenset({"RUNNING" if host else "PENDING"})
-        self._jobs[number] = SlurmJob(number, str(number), name, "slurm", "lease", states, nodes, "None")
+        self._jobs[number] = SlurmJob(number, str(number), name, user, "lease", states, nodes, "None")
         self._save()
 
     def delay(self, number):

@@ -4,11 +4,11 @@ import pytest
 from neighbours.host import Host
 from views import assert_undone, assert_working, error_of, reasons, states
 
-from saltmarsh.backfilling import Backfill, leases, start, status, stop
+from saltmarsh.backfilling import Backfill, start, status, stop
 from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import InvalidInput, OperationFailed, SlurmError
 from saltmarsh.growing import grow
-from saltmarsh.leasing import give_up
+from saltmarsh.leasing import give_up, leases
 from saltmarsh.model import State
 from saltmarsh.pools import parse_nodes
 from saltmarsh.suspending import suspend

@@ -236,6 +236,13 @@ def test_the_node_of_a_lease_is_its_name(slurm, host):
     assert node_of(host, 99) is None
 
 
+def test_what_somebody_else_submits_to_the_partition_of_leases_is_none(slurm, host):
+    slurm.queue_lease(7, "osg2", "hv1", user="alice")
+    slurm.queue_lease(8, "no-node", "hv1")
+    assert node_of(host, 7) is node_of(host, 8) is None
+    assert leasing.leases(host).keys() == {"osg1"}
+
+
 # The ledger catches up
 
 

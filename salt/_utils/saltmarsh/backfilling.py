@@ -16,24 +16,12 @@ from pathlib import Path
 from saltmarsh import growing, shrinking
 from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError
-from saltmarsh.leasing import KILLED
+from saltmarsh.leasing import KILLED, leases
 from saltmarsh.model import State, nodeset
 
 log = logging.getLogger(__name__)
 
 HOLD_DOWN = 60  # seconds until a node that could not be made is tried again
-
-
-def leases(controller, pool):
-    """
-    The leases of a pool's nodes, by node.
-
-    :param Controller controller: what to ask
-    :param saltmarsh.pools.Pool pool: the pool
-    :rtype: dict[str, saltmarsh.slurm.SlurmJob]
-    """
-    partition = controller.site.lease.partition
-    return {job.name: job for job in controller.slurm.jobs() if job.partition == partition and job.name in pool}
 
 
 def start(controller, target, pool=None):

@@ -9,7 +9,7 @@ import logging
 
 from saltmarsh import standin
 from saltmarsh.errors import Conflict, SaltmarshError
-from saltmarsh.leasing import KILLED
+from saltmarsh.leasing import KILLED, leases
 from saltmarsh.machine import PowerState
 from saltmarsh.model import State
 
@@ -49,8 +49,7 @@ def recover(controller, operation):
 
 def _elsewhere(controller, known):
     """Nodes at work whose lease is on another host than the ledger has."""
-    leases = controller.site.lease.partition
-    hosts = {job.name: set(job.nodes) for job in controller.slurm.jobs() if job.partition == leases and job.nodes}
+    hosts = {name: set(job.nodes) for name, job in leases(controller).items() if job.nodes}
     return [
         name
         for name, node in known.items()

@@ -23,6 +23,22 @@ PATIENCE = 60  # seconds in which what stands in the way of a suspend may pass
 _POLL = 0.5
 
 
+def leases(controller, pool=None):
+    """
+    All leases, by node. What else is submitted to their partition, by whomever, is none.
+
+    :param controller: what to ask
+    :param saltmarsh.pools.Pool pool: only of this pool's nodes
+    :rtype: dict[str, saltmarsh.slurm.SlurmJob]
+    """
+    lease, pools = controller.site.lease, [pool] if pool else list(controller.site.pools.values())
+    return {
+        job.name: job
+        for job in controller.slurm.jobs()
+        if (job.partition, job.user) == (lease.partition, lease.user) and any(job.name in each for each in pools)
+    }
+
+
 def node_of(controller, number):
     """
     The node of a lease.
@@ -31,8 +47,7 @@ def node_of(controller, number):
     :param int number: the lease's job
     :rtype: str | None
     """
-    leases = controller.site.lease.partition
-    return next((job.name for job in controller.slurm.jobs() if job.id == number and job.partition == leases), None)
+    return next((name for name, job in leases(controller).items() if job.id == number), None)
 
 
 def bring_back(controller, name, wait=time.sleep):
@@ -200,10 +215,9 @@ def _is_written(look):
 def _hosts(controller, places):
     """Nodes whose leases don't run yet, and by name the hosts of those that do; one without a lease needs none."""
     waiting, hosts = [], {}
-    for job in controller.slurm.jobs():
-        if job.partition == controller.site.lease.partition and job.name in places:
-            if "RUNNING" in job.states:
-                hosts[job.name] = next(iter(job.nodes))
-            elif places[job.name].state is not State.READY:
-                waiting.append(job.name)
+    for name, job in leases(controller).items():
+        if name in places and "RUNNING" in job.states:
+            hosts[name] = next(iter(job.nodes))
+        elif name in places and places[name].state is not State.READY:
+            waiting.append(name)
     return waiting, hosts
