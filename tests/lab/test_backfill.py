@@ -81,6 +81,7 @@ def goes_on(lab, counter):
     wait_counts(lab, counter, 3, SOON)
     assert_unbroken(counted(lab, counter))
     assert job(lab, counter)["restart_cnt"] == 0
+    wait_for(lambda: node_state(lab) == "ready", SOON, "the ledger has caught up")
 
 
 @contextmanager
@@ -159,7 +160,6 @@ def test_the_host_is_freed_and_taken_again_while_the_master_is_away_and_the_ledg
         wait_for(lambda: node_state(lab) == "suspended", SOON, "the ledger has caught up")
         cancel(lab, second)
         goes_on(lab, counter)
-        wait_for(lambda: node_state(lab) == "ready", SOON, "the ledger has caught up")
 
 
 @contextmanager
