@@ -12,6 +12,12 @@ slurm:
     SchedulerParameters: [bf_interval=5, sched_interval=5]
     PreemptType: preempt/partition_prio
     PreemptMode: REQUEUE
+    # Of hosts alone (state lease): a node has no such files.
+    Prolog: /usr/local/libexec/saltmarsh/slurm-prolog
+    Epilog: /usr/local/libexec/saltmarsh/slurm-epilog
+    # For elastic.timeline and elastic.report: every run of every job, also of those that are put back into the queue.
+    JobCompType: jobcomp/filetxt
+    JobCompLoc: /var/log/slurm/jobcomp.log
     SlurmctldDebug: verbose
     SlurmdDebug: verbose
     DebugFlags: GLOB_SILENCE

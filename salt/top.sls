@@ -19,6 +19,7 @@ base:
     - munge
     - slurm.host
     - hypervisor
+    - lease
   'roles:node':
     - match: pillar
     - ssh

@@ -9,6 +9,10 @@ hypervisor:
     nodes: /srv/nodes
     states: /srv/states
   state_dir: /srv/states          # one of these: the memory of suspended machines
+  provider:                       # the rest of what cloud.providers.d says, for a host that acts without the master
+    image_pool: images
+    disk_pool: nodes
+    shared_storage: True
   qemu_conf:                      # the lab's hosts are containers: no cgroup controllers, no own mount namespace for QEMU
     user: '"root"'
     group: '"root"'

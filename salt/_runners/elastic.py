@@ -9,24 +9,30 @@ import functools
 import inspect
 import logging
 import os
+import re
 import sys
 import time
+from datetime import datetime
 
 import salt.utils.event
 from salt.exceptions import SaltException
 
 from saltmarsh import (
+    backfilling,
     breaker,
     checkpointing,
     growing,
     migrating,
+    picture,
     reconciling,
     recovery,
     reporting,
     resuming,
     shrinking,
     suspending,
+    utilization,
 )
+from saltmarsh import timeline as timelines
 from saltmarsh.controller import Controller
 from saltmarsh.errors import InvalidInput, SaltmarshError
 from saltmarsh.pools import parse_count_or_nodes, parse_nodes
@@ -386,6 +392,102 @@ def reconcile(grace=reconciling.GRACE, test=False):
 
 
 @_command
+def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_SECONDS):
+    """
+    Let nodes of a pool soak up bare metal that is idle, and step aside for others with their jobs intact.
+
+    Each node has a lease, a job of low priority on bare metal that Slurm preempts and queues again by itself.
+
+    verb
+        ``start``: see to it that ``target`` leases are queued or running; it returns at once. ``stop``: end leases
+        until ``target`` (default: 0) are left; their nodes are drained and shrunk before. ``status``: every lease and
+        its node.
+    pool
+        The pool; may be left out where there is only one.
+    target
+        How many leases.
+    force
+        ``stop`` only: do not wait for jobs.
+    timeout
+        ``stop`` only: seconds to wait for running jobs. Default: 600.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.backfill start pool=virtual target=8
+        salt-run elastic.backfill status
+        salt-run elastic.backfill stop pool=virtual
+    """
+    pool, force = _text("pool", pool), _flag("force", force)
+    timeout = _seconds("timeout", timeout)
+    if verb not in ("start", "stop", "status"):
+        raise InvalidInput(f"{verb!r}: expected start, stop or status")
+    if target is None:
+        target = 0
+    if type(target) is not int or target < 0 or (verb == "start" and target == 0):
+        raise InvalidInput(f"target={target!r}: expected a number of leases")
+    controller = Controller.open(__opts__)
+    if verb == "status":
+        return backfilling.status(controller, pool)
+    recovery.recover_abandoned(controller)
+    if verb == "start":
+        return {"submitted": backfilling.start(controller, target, pool)}
+    return {"ended": backfilling.stop(controller, target, pool, force=force, timeout=timeout, say=_progress())}
+
+
+@_command
+def timeline(out, since="1h"):
+    """
+    Draw what was where and when: a row for each host and each node, bars for jobs on bare metal, leases, and what the
+    nodes did.
+
+    Needs altair and vl-convert-python, and in Slurm ``JobCompType=jobcomp/filetxt``.
+
+    out
+        The file: ``.html``, where each bar tells what it is when it is pointed at, or ``.svg``.
+    since
+        How long ago it begins (``90s``, ``30m``, ``12h``, ``7d``), or a time such as ``2026-11-21T08:00``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.timeline out=/root/timeline.html since=2h
+    """
+    out, since, until = _text("out", out), _since(since), time.time()
+    controller = Controller.open(__opts__)
+    bars, _ = timelines.gather(controller, since, until)
+    picture.draw(bars, list(controller.site.hosts), out)
+    return {"out": out, "bars": len(bars)}
+
+
+@_command
+def report(since="1d"):
+    """
+    What hosts and nodes were used for: shares of the hosts' CPUs, node-hours by state and pool, preemptions, the work
+    that they did not cost, and the seconds that saving and restoring took.
+
+    since
+        As of ``elastic.timeline``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.report since=7d
+    """
+    since, until = _since(since), time.time()
+    controller = Controller.open(__opts__)
+    site = controller.site
+    bars, runs = timelines.gather(controller, since, until)
+    hosts = controller.slurm.nodes(site.hosts)
+    cpus = {name: node.cpus for name, node in hosts.items()}
+    pools = {name: pool.name for pool in site.pools.values() for name in pool.nodes}
+    return utilization.report(bars, runs, cpus, pools, site.lease.partition, since, until)
+
+
+@_command
 def status(nodes=None):
     """
     Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs; and why Slurm can't
@@ -512,6 +614,16 @@ def _natural(name, value):
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     raise InvalidInput(f"{name}={value!r}: expected a whole number of seconds")
+
+
+def _since(value):
+    """A time in seconds since the epoch: so long ago, or one that is written out."""
+    if match := re.fullmatch(r"([0-9]{1,6})([smhd])", str(value)):
+        return time.time() - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except (TypeError, ValueError) as err:
+        raise InvalidInput(f"since={value!r}: expected for example 30m, 12h, 7d or 2026-11-21T08:00") from err
 
 
 def _text(name, value):

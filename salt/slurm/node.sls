@@ -9,6 +9,15 @@ include:
     - require:
       - pkg: slurm packages
 
+# slurm.conf names them for the hosts (state lease); a slurmd without them runs no job.
+{%- for program in ['prolog', 'epilog'] %}
+
+/usr/local/libexec/saltmarsh/slurm-{{ program }}:
+  file.symlink:
+    - target: /usr/bin/true
+    - makedirs: True
+{%- endfor %}
+
 slurmd does not start at boot:
   service.disabled:
     - name: slurmd

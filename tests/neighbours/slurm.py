@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import threading
 from dataclasses import replace
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
@@ -31,7 +32,8 @@ class Slurm:
 
     ``reachable`` says whether it answers; ``before`` holds what happens when a function is called, by its name;
     ``kept`` are nodes that it does not give back; ``foreign`` are nodes of no pool, on which jobs may run as well;
-    ``killed`` are the jobs that lost a node.
+    ``killed`` are the jobs that lost a node, ``held`` those that were held, ``drained_hosts`` bare metal that was
+    drained, with the reason.
     """
 
     def __init__(self, site):
@@ -42,6 +44,8 @@ class Slurm:
         self.kept = set()
         self.foreign = NodeSet("metal[1-9]", resolver=RESOLVER_NOGROUP)
         self.killed = []
+        self.held = []
+        self.drained_hosts = {}
         self._file = None
         self._jobs = {}
         self._nodes = {
@@ -119,6 +123,17 @@ class Slurm:
         )
         self._save()
 
+    def queue_lease(self, number, name, host=None, user="slurm"):
+        """A node's lease is pending, or runs on a host; or somebody else's job that looks like one."""
+        nodes = NodeSet(host, resolver=RESOLVER_NOGROUP) if host else NodeSet()
+        states = frozenset({"RUNNING" if host else "PENDING"})
+        self._jobs[number] = SlurmJob(number, str(number), name, user, "lease", states, nodes, "None")
+        self._save()
+
+    def delay(self, number):
+        """A job that was put back into the queue waits for its time."""
+        self._jobs[number] = replace(self._jobs[number], reason="BeginTime")
+
     def change_job(self, number, *states):
         """A job is in other states from now on."""
         self._jobs[number] = replace(self._jobs[number], states=frozenset(states))
@@ -188,6 +203,9 @@ class Slurm:
     @_asked
     def drain(self, names, reason):
         for name in names:
+            if name not in self._nodes:
+                self.drained_hosts[name] = reason
+                continue
             self._set([name], states=self._nodes[name].states | {"DRAIN"}, reason=reason)
 
     @_asked
@@ -219,6 +237,25 @@ class Slurm:
         self._change_jobs(handles, "SUSPENDED", "RUNNING")
 
     @_asked
+    def hold_jobs(self, handles):
+        self.held += handles
+
+    @_asked
+    def submit_lease(self, name, lease, cpus, memory):
+        number = 1000 + max(self._jobs, default=0)
+        self.queue_lease(number, name)
+        return number
+
+    @_asked
+    def start_now(self, number):
+        self._jobs[number] = replace(self._jobs[number], reason="None")
+
+    @_asked
+    def cancel_jobs(self, handles):
+        for handle in handles:
+            self._jobs.pop(int(handle), None)
+
+    @_asked
     def release(self, addresses, timeout):
         for name, address in addresses.items():
             if name not in self.kept and name in self._nodes:
@@ -245,4 +282,6 @@ class Slurm:
 
     def _save(self):
         if self._file:
-            self._file.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))
+            fresh = self._file.with_name(f".{self._file.name}.{threading.get_ident()}")
+            fresh.write_bytes(pickle.dumps((self._nodes, self._jobs, self.killed)))
+            fresh.rename(self._file)

@@ -5,13 +5,15 @@ The commands are programs on PATH that say it again; the seam runs them as it ru
 """
 
 import json
+import pwd
 import sys
 from pathlib import Path
 
 import pytest
 
 from saltmarsh import slurm, slurmcommand
-from saltmarsh.errors import SlurmError, Unreachable
+from saltmarsh.errors import InvalidInput, SlurmError, Unreachable
+from saltmarsh.pools import Lease
 
 RECORDED = Path(__file__).parent / "slurm_24_11"
 AWAY = "Unable to contact slurm controller (connect failure)"
@@ -37,7 +39,7 @@ class Commands:
     def __init__(self, directory):
         self.directory = directory
         self.answers = []
-        for name in ("scontrol", "squeue", "scancel"):
+        for name in ("scontrol", "squeue", "scancel", "sbatch"):
             (directory / name).write_text(PROGRAM.format(python=sys.executable))
             (directory / name).chmod(0o755)
 
@@ -382,3 +384,28 @@ def test_a_configuration_without_a_hash_is_in_doubt(commands):
     commands.say("scontrol show config", "Configuration data as of 2026-11-21T05:50:16\n")
     with pytest.raises(SlurmError, match="no HASH_VAL"):
         slurm.is_config_current()
+
+
+def test_a_lease_is_a_job_that_sleeps_as_a_user_of_its_own_and_can_be_put_back_into_the_queue(commands):
+    commands.say("sbatch", "17;lab\n")
+    assert slurm.submit_lease("vn001", Lease(user="nobody"), 2, 512) == 17
+    [asked] = [argv for argv in commands.asked if argv[0] == "sbatch"]
+    group = pwd.getpwnam("nobody").pw_gid
+    assert {"--uid=nobody", f"--gid={group}", "--partition=lease", "--account=lease", "--requeue"} <= set(asked)
+    assert {"--job-name=vn001", "--nodes=1", "--cpus-per-task=2", "--mem=512"} <= set(asked)
+
+
+def test_a_lease_of_a_user_that_is_not_there_is_refused(commands):
+    with pytest.raises(InvalidInput) as raised:
+        slurm.submit_lease("vn001", Lease(user="osg-pilot"), 2, 512)
+    assert str(raised.value) == "elastic:lease:user: there is no user osg-pilot here"
+
+
+def test_a_lease_can_be_held_and_be_let_start(commands):
+    slurm.start_now(17)
+    commands.say("scontrol hold")
+    slurm.hold_jobs([17, 18])
+    assert commands.asked == [
+        ["scontrol", "update", "jobid=17", "starttime=now"],
+        ["scontrol", "hold", "17,18"],
+    ]

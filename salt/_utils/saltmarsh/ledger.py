@@ -166,7 +166,7 @@ class Ledger:
         with self._transaction() as database:
             return tuple(_choose(database, pool, count, names, minimum))
 
-    def begin(self, verb, pool, names, *, expect, to, reason=""):
+    def begin(self, verb, pool, names, *, expect, to, reason="", at=None):
         """
         Begin an operation on nodes that are not free: check that all are as expected and nobody's, and move them.
 
@@ -176,6 +176,7 @@ class Ledger:
         :param expect: the states in which they may be now
         :param State to: the state to which all of them go
         :param str reason: why, for the history and the status; or KEEP
+        :param float at: when they came into that state, if that was earlier
         :returns: the operation, and its nodes in their new state
         :rtype: tuple[Operation, tuple[Node, ...]]
         :raises InvalidInput: no names, or nodes of another pool
@@ -194,7 +195,7 @@ class Ledger:
                 holders = ", ".join(_describe(_operation(database, number)) for number in sorted(set(held.values())))
                 raise Conflict(f"{_states(held, rows)}: held by {holders}")
             operation = _insert_operation(database, verb, ",".join(pools), names)
-            _shift(database, operation, rows, to, host=KEEP, reason=reason)
+            _shift(database, operation, rows, to, host=KEEP, reason=reason, at=at)
             nodes = tuple(map(_node, _rows(database, names).values()))
         return operation, nodes
 
@@ -465,12 +466,12 @@ def _check_hold(database, operation):
         raise Conflict(f"{_describe(operation)} was taken over by process {now.owner.pid}")
 
 
-def _shift(database, operation, rows, to, *, host, reason):
+def _shift(database, operation, rows, to, *, host, reason, at=None):
     if stuck := {name for name, row in rows.items() if to not in TRANSITIONS[State(row["state"])]}:
         raise Conflict(f"can't become {to}: {_states(stuck, rows)}")
     if to is State.FAILED and not reason:
         raise InvalidInput(f"{nodeset(rows)} can't become failed without a reason")
-    at = time.time()
+    at = time.time() if at is None else at
     hosts = {name: row["host"] if host is KEEP else host for name, row in rows.items()}
     reasons = {name: row["reason"] if reason is KEEP else reason for name, row in rows.items()}
     _record(

@@ -36,11 +36,26 @@ TRANSITIONS = {
     State.CREATING: {State.CREATING, State.BOOTING, State.DESTROYING, State.FAILED},
     # To itself, here and below: how far it has come, with a reason that says so.
     State.BOOTING: {State.BOOTING, State.READY, State.DESTROYING, State.FAILED},
-    # To itself: on another host, or because Slurm had to be told of it again.
-    State.READY: {State.READY, State.DRAINING, State.SUSPENDING, State.DESTROYING, State.FAILED},
+    # To itself: on another host, or because Slurm had to be told of it again. To suspended at once, and back: what a
+    # host has done by itself.
+    State.READY: {
+        State.READY,
+        State.DRAINING,
+        State.SUSPENDING,
+        State.SUSPENDED,
+        State.DESTROYING,
+        State.FAILED,
+    },
     State.DRAINING: {State.READY, State.SUSPENDED, State.DESTROYING, State.FAILED},
     State.SUSPENDING: {State.SUSPENDING, State.SUSPENDED, State.READY, State.FAILED},
-    State.SUSPENDED: {State.SUSPENDED, State.RESUMING, State.DRAINING, State.DESTROYING, State.FAILED},
+    State.SUSPENDED: {
+        State.SUSPENDED,
+        State.READY,
+        State.RESUMING,
+        State.DRAINING,
+        State.DESTROYING,
+        State.FAILED,
+    },
     State.RESUMING: {State.RESUMING, State.READY, State.SUSPENDED, State.FAILED},
     State.DESTROYING: {State.FREE, State.FAILED},
     State.FAILED: {State.DRAINING, State.DESTROYING, State.READY, State.RESUMING},

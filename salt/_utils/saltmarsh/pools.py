@@ -11,7 +11,7 @@ import reprlib
 from collections import Counter
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Annotated, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 from pydantic import (
@@ -218,6 +218,21 @@ class Limits(_Frozen):
     overcommit_suspended: int = Field(0, strict=True, ge=0, description="a whole number of nodes")
 
 
+class Lease(_Frozen):
+    """
+    The jobs on bare metal under which nodes live there (``salt-run elastic.backfill``).
+
+    ``memory`` is what a machine needs on its host beyond its own, in MiB; ``hysteresis`` is in seconds.
+    """
+
+    partition: Partition = Field("lease", description="the name of a Slurm partition")
+    account: Word = Field("lease", description="the name of an account in Slurm")
+    user: Word = Field("slurm", description="the name of a user that exists on the controller and on all hosts")
+    memory: int = Field(256, strict=True, ge=0, description="a whole number of MiB")
+    hysteresis: int = Field(3, strict=True, ge=0, description="a whole number of seconds")
+    on_save_failure: Literal["keep", "kill"] = Field("keep", description="keep or kill")
+
+
 class Pool(_Frozen):
     """
     Node names and addresses that share a profile, an image, limits and Slurm attributes.
@@ -301,6 +316,7 @@ class Site(_Frozen):
     state_dir: Directory = Field(
         "/var/lib/saltmarsh", description="the absolute path of a directory on a local disk of the master"
     )
+    lease: Lease = Lease()
     pools: dict[str, Pool] = Field(min_length=1, description="one or more pools by name")
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import logging
 
-from saltmarsh import checkpointing, growing, mending, migrating, resuming, shrinking, standin, suspending
+from saltmarsh import catching_up, checkpointing, growing, mending, migrating, resuming, shrinking, standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,7 @@ _RECOVER = {
     "discard": checkpointing.recover,
     "remind": standin.recover,
     mending.VERB: mending.recover,
+    "catch up": catching_up.recover,
 }
 
 
@@ -48,6 +49,7 @@ def recover_abandoned(controller, begin=None):
         except SaltmarshError as err:
             log.error("%s can't be ended yet: %s", what, err)
             controller.ledger.abandon(adopted)
+    _catch_up(controller)
     return count
 
 
@@ -56,3 +58,11 @@ def _carry_on(controller, operation, names):
         growing.carry_on(controller, operation, names)
     except SaltmarshError as err:
         log.error("grow %s of %s, taken over: %s", operation.id, operation.nodes, err)
+
+
+def _catch_up(controller):
+    """Slurm may be away; what a verb needs of it, the verb asks itself."""
+    try:
+        catching_up.catch_up(controller)
+    except SaltmarshError as err:
+        log.warning("not known whether hosts have suspended or restored nodes: %s", err)

@@ -60,7 +60,8 @@ def resume(controller, names, host=None, say=log.info):
 
     :param Controller controller: what to act through
     :param names: the nodes
-    :param str host: the hypervisor; by default the last one if it can take them, else one that can
+    :param host: the hypervisor, or a dict of them by node; by default the last one if it can take them, else one that
+        can
     :param say: called with lines of progress
     :returns: by node its host, its jobs, and the seconds
     :rtype: dict
@@ -389,7 +390,8 @@ def _checked(controller, names, host):
     returns, names = {}, list(names)
     while missing := [name for name in names if name not in returns]:
         for node in _resumable(controller, missing):
-            returns[node.name] = each = _return(controller, node, host)
+            target = host.get(node.name) if isinstance(host, dict) else host
+            returns[node.name] = each = _return(controller, node, target)
             mark = each.state.suspension if each.state else _look(controller, node).suspension
             names += [name for name in _together(controller, mark) if name not in names]
     _check_room(controller, returns)

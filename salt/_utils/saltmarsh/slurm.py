@@ -21,6 +21,7 @@ for up to 4000 nodes.
 """
 
 import os
+import pwd
 import re
 import time
 from collections import defaultdict
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from saltmarsh import slurmcommand
-from saltmarsh.errors import SlurmError, Unreachable
+from saltmarsh.errors import InvalidInput, SlurmError, Unreachable
 from saltmarsh.hostlist import fold
 from saltmarsh.slurmcommand import ask, run
 
@@ -358,6 +359,44 @@ def resume_jobs(handles, timeout):
                 raise SlurmError(f"not resumed: {_told(still)}: {err}") from err
             handles = sorted({job.handle for job in still})
         time.sleep(_POLL)
+
+
+def submit_lease(name, lease, cpus, memory):
+    """
+    Submit the job that holds CPUs and memory of a host for a node's machine; it runs until it is ended.
+
+    :param str name: the node, after which the job is named
+    :param saltmarsh.pools.Lease lease: partition, account and user
+    :param int cpus: how many
+    :param int memory: MiB
+    :returns: the job's id
+    :rtype: int
+    :raises InvalidInput: there is no such user
+    :raises SlurmError: slurmctld refuses it
+    """
+    try:
+        group = pwd.getpwnam(lease.user).pw_gid
+    except KeyError as err:
+        raise InvalidInput(f"elastic:lease:user: there is no user {lease.user} here") from err
+    who = (f"--uid={lease.user}", f"--gid={group}", f"--account={lease.account}", f"--partition={lease.partition}")
+    what = ("--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}", f"--mem={memory}", "--requeue", f"--job-name={name}")
+    script = ("--chdir=/", "--output=/dev/null", "--export=NIL", "--wrap=exec /usr/bin/sleep infinity")
+    said = run("sbatch", "--parsable", *who, *what, *script)
+    return int(said.partition(";")[0])
+
+
+def start_now(number):
+    """Let a job that waits for its time start as soon as it can."""
+    run("scontrol", "update", f"jobid={number}", "starttime=now")
+
+
+def hold_jobs(handles):
+    """
+    Let jobs that are pending, or put back into the queue just now, not start until they are released.
+
+    :param handles: of jobs, or ids
+    """
+    run("scontrol", "hold", ",".join(map(str, handles)))
 
 
 def reconfigure(is_active=lambda: True):

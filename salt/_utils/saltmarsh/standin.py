@@ -55,6 +55,20 @@ def remind(controller):
     return nodeset([*away, *back])
 
 
+def doubtful(controller, nodes):
+    """
+    Nodes of which Slurm has it otherwise than the ledger: here and not away, or away and not here.
+
+    :param nodes: nodes that are suspended or ready
+    :rtype: list[str]
+    """
+    found = []
+    for state, forgotten in ((State.SUSPENDED, _taken_for_here), (State.READY, _taken_for_away)):
+        if some := {node.name: node for node in nodes if node.state is state}:
+            found += forgotten(controller, some)
+    return found
+
+
 def recover(controller, operation):
     """A reminder whose process died is begun anew by the next :func:`remind`, if it is still needed."""
     controller.ledger.finish(operation, "its process died")
@@ -62,7 +76,8 @@ def recover(controller, operation):
 
 def _remind(controller, state, forgotten, tell):
     nodes = {node.name: node for node in controller.ledger.nodes(states={state}) if node.operation is None}
-    if not nodes or not (names := forgotten(controller, nodes)):
+    names = [name for name in forgotten(controller, nodes) if _is(controller, name, state)] if nodes else []
+    if not names:
         return []
     try:
         operation, held = controller.ledger.begin("remind", None, names, expect={state}, to=state, reason=KEEP)
@@ -74,6 +89,14 @@ def _remind(controller, state, forgotten, tell):
     finally:
         controller.ledger.finish(operation)
     return names
+
+
+def _is(controller, name, state):
+    """Whether a machine is what the ledger has: if not, its host has moved it, and told Slurm (saltmarsh.leasing)."""
+    look = controller.vmstates_of(name).look(name)
+    if state is State.SUSPENDED:
+        return look.machine is None
+    return look.machine is not None and look.suspension is None
 
 
 def _taken_for_here(controller, nodes):

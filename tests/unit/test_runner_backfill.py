@@ -1,0 +1,86 @@
+"""salt-run elastic.backfill, timeline and report: an answer, or one line and an exit status."""
+
+import time
+
+import pytest
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+from test_runner_elastic import error, runner
+from views import assert_undone
+
+from saltmarsh import slurmrecords
+from saltmarsh.errors import SlurmError
+
+__all__ = ["runner"]
+
+
+def test_leases_are_begun_told_and_ended(runner, controller, slurm):
+    assert runner.backfill("start", pool="osg", target=2)["submitted"].keys() == {"osg1", "osg2"}
+    assert runner.backfill("status").keys() == {"osg1", "osg2"}
+    assert sorted(runner.backfill("stop", pool="osg")["ended"]) == ["osg1", "osg2"]
+    assert runner.backfill("status") == {}
+    assert_undone(controller)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["begin"], "'begin': expected start, stop or status"),
+        (["start", "osg"], "target=0: expected a number of leases"),
+        (["start", "osg", "many"], "target='many': expected a number of leases"),
+        (["stop", "osg", -1], "target=-1: expected a number of leases"),
+        (["stop", "osg", 0, "perhaps"], "force='perhaps': expected True or False"),
+        (["start", "nowhere", 1], "pool 'nowhere' does not exist; pools: osg, virtual"),
+        (["start", None, 1], "which pool? name one with pool=; pools: osg, virtual"),
+        (["start", "osg", 5], "pool osg: 0 leases are there, 4 more are possible, not 5"),
+    ],
+)
+def test_bad_input_of_backfill_is_one_line_with_status_2(runner, controller, slurm, args, line):
+    assert error(runner, "backfill", *args) == (line, 2)
+    assert slurm.jobs() == ()
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """Slurm's records: one urgent job, an hour ago, for a minute."""
+    start = time.time() - 3600
+    urgent = slurmrecords.Run(
+        3, "urgent", "alice", "metal", "COMPLETED", start, start + 60, NodeSet("hv1", resolver=RESOLVER_NOGROUP), 2
+    )
+    monkeypatch.setattr(slurmrecords, "runs", lambda: [urgent])
+
+
+def test_a_timeline_is_drawn_from_history_and_records(runner, records, tmp_path):
+    runner.grow(1, pool="osg")
+    out = tmp_path / "timeline.svg"
+    assert runner.timeline(str(out), since="2h")["out"] == str(out)
+    assert all(f">{word}<" in out.read_text() for word in ("hv1", "osg1", "node at work", "bare-metal job"))
+
+
+def test_a_report_is_made_of_history_and_records(runner, controller, slurm, records, monkeypatch):
+    runner.grow(1, pool="osg")
+    bare = slurm.nodes(["osg1"])["osg1"]
+    monkeypatch.setattr(slurm, "nodes", lambda names=None: dict.fromkeys(["hv1", "hv2"], bare))
+    told = runner.report(since="2h")
+    assert told["hosts"]["hv1"] == {"bare-metal job": 0.8, "lease": 0.0, "idle": 99.2}
+    assert told["preemptions"] == 0
+    assert "node at work" in told["pools"]["osg"]
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "line"),
+    [
+        ("timeline", ["x.svg", "today"], "since='today': expected for example 30m, 12h, 7d or 2026-11-21T08:00"),
+        ("timeline", ["/tmp/x.pdf"], "out='/tmp/x.pdf': expected a name that ends with .html or .svg"),
+        ("report", [7], "since=7: expected for example 30m, 12h, 7d or 2026-11-21T08:00"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_with_status_2(runner, records, function, args, line):
+    assert error(runner, function, *args) == (line, 2)
+
+
+def test_a_slurm_without_records_is_one_line_with_status_1(runner, monkeypatch):
+    def none():
+        raise SlurmError("Slurm keeps no record of jobs here")
+
+    monkeypatch.setattr(slurmrecords, "runs", none)
+    assert error(runner, "report") == ("Slurm keeps no record of jobs here", 1)
