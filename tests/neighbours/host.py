@@ -39,6 +39,10 @@ class Host:
         """As HostController.vmstates_of."""
         return self.controller.vmstates_of(name)
 
+    def profile_of(self, name):
+        """As HostController.profile_of."""
+        return self.controller.profile_of(name)
+
     def destroy(self, name):
         """As HostController.destroy."""
         self.removed.append(name)

@@ -72,6 +72,10 @@ class HostController:
         self.site.pool_of(name)
         return VmStates(self.hypervisors, self.locks)
 
+    def profile_of(self, name):
+        """As Controller.profile_of; of a pool with several, the first: there is one provider."""
+        return self.site.pool_of(name).profiles[0]
+
     def destroy(self, name):
         """Remove a machine that is on this host, and all of it."""
         self.hypervisors.destroy(name, self.host)
