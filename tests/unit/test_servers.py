@@ -112,9 +112,10 @@ def test_another_nodes_port_is_not_taken_for_ones_own(cloud, openstack):
     assert [port["name"] for port in openstack.ports.values()] == ["vn0011"]
 
 
-def test_fifty_machines_cost_at_most_five_requests_each(cloud, openstack):
+def test_fifty_machines_cost_at_most_five_requests_each(cloud, openstack, caplog):
     names = [f"vn{number:03d}" for number in range(1, 51)]
     together(cloud, names)
+    assert not caplog.records
     requests = sum(openstack.requests.values())
     assert requests <= 5 * len(names), openstack.requests
     assert len(cloud.machines()) == 50

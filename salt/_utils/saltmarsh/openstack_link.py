@@ -37,6 +37,7 @@ logging.getLogger("keystoneauth.session").setLevel(logging.INFO)
 
 PATIENCE = 60  # seconds in all that a request waits for a cloud that asks to come back later
 _NEXT_TRY = 5  # seconds where the cloud doesn't say when
+_SOCKETS = 32  # requests has 10, and opens a new one for every request beyond them
 _KNOWN = 60  # seconds for which the id of an image, a flavor or a network is remembered
 _RETRY_AFTER = 5  # seconds for which a failed attempt to connect stands for all who ask
 _ERRORS = (sdk.SDKException, keystone.ClientException, requests.RequestException)
@@ -171,12 +172,17 @@ def fault_kind(message):
 
 
 def _connect(config):
+    """A connection that as many threads can use at once as machines are made."""
     # Not from the environment: OS_CLOUD there would win over what is configured.
     files = [config.clouds_file] if config.clouds_file else None
     known = openstack.config.OpenStackConfig(
         load_envvars=False, load_yaml_config=bool(config.cloud), config_files=files
     )
-    return openstack.connection.Connection(config=known.get_one(config.cloud, **config.overrides), app_name="saltmarsh")
+    region = known.get_one(config.cloud, **config.overrides)
+    connection = openstack.connection.Connection(config=region, app_name="saltmarsh")
+    for scheme in ("http://", "https://"):
+        connection.session.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_SOCKETS))
+    return connection
 
 
 def _kind(err):
