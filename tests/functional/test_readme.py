@@ -9,8 +9,8 @@ import salt.config
 def test_salt_cloud_finds_providers_and_profiles(readme, tmp_path):
     (tmp_path / "cloud").write_text(json.dumps(readme["cloud"]))
     opts = salt.config.cloud_config(str(tmp_path / "cloud"))
-    assert set(opts["providers"]) == {"lab"}
-    assert {"virtual", "stock"} <= opts["profiles"].keys()
+    assert set(opts["providers"]) == {"lab", "engage1", "kaizen"}
+    assert {"virtual", "stock", "virtual-engage1", "virtual-kaizen"} <= opts["profiles"].keys()
 
 
 def test_a_minion_that_starts_makes_the_engine_look(master, minion, event_listener):
