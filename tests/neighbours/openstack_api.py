@@ -41,9 +41,10 @@ class OpenStack:
 
     ``capacity`` is how many servers its hosts can take, whatever state they are in, as Placement counts; ``quota`` how
     many the project may have, ``page`` how many are listed at once. Servers become ACTIVE at the second look at them,
-    or never while ``stuck``. ``requests`` counts what was asked, by method and path with ids left out;
-    ``microversions`` are those of Nova that were asked for. ``volumes`` and ``routers`` say whether it has block
-    storage and floating addresses.
+    or never while ``stuck``. While it is ``giving_up``, an action begins and comes to nothing; while it is
+    ``forgetful``, lists miss servers that were just made. ``requests`` counts what was asked, by method and path with
+    ids left out; ``microversions`` are those of Nova that were asked for. ``volumes`` and ``routers`` say whether it
+    has block storage and floating addresses.
 
     :param str region: the name of its only region
     """
@@ -51,7 +52,7 @@ class OpenStack:
     def __init__(self, region="RegionOne"):
         self.region = region
         self.capacity = self.quota = self.page = 1000
-        self.stuck = self.volumes = False
+        self.stuck = self.volumes = self.giving_up = self.forgetful = False
         self.routers = True
         self.requests = Counter()
         self.asked = []
@@ -231,6 +232,7 @@ class OpenStack:
             case "GET", ["detail"]:
                 # As seen at a real one: a list tells no fault.
                 looks = [self._look(server) | {"fault": None} for server in self.servers.values()]
+                looks = [each for each in looks if not (self.forgetful and each["looks"] < 4)]
                 return 200, self._page(looks, query)
             case "GET", [id_]:
                 return 200, {"server": self._look(self._there(self.servers, id_))}
@@ -262,14 +264,18 @@ class OpenStack:
         if server["status"] == "BUILD" and server["looks"] > 1 and not self.stuck:
             server["status"] = "ACTIVE"
         flavor = {"original_name": "small", "vcpus": 1, "ram": 512, "disk": 2}
-        return server | {"flavor": flavor, "addresses": {}, "OS-EXT-STS:task_state": None, "updated": _NOW}
+        task = server.pop("task", None)
+        return server | {"flavor": flavor, "addresses": {}, "OS-EXT-STS:task_state": task, "updated": _NOW}
 
     def _act(self, server, action):
         status, allowed = _ACTIONS[action]
         if server["status"] not in allowed:
             message = f"Cannot '{action}' instance {server['id']} while it is in vm_state {server['status'].lower()}"
             raise Refused(409, {"conflictingRequest": {"code": 409, "message": message}})
-        server["status"] = status
+        if self.giving_up:
+            server["task"] = "at work"
+        else:
+            server["status"] = status
 
     def _page(self, found, query):
         if "name" in query:

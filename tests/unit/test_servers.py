@@ -390,6 +390,19 @@ def test_actions_act_and_are_awaited(cloud, verb, status, state):
     assert cloud.show("vn001").state == state
 
 
+def test_an_action_that_comes_to_nothing_is_not_waited_for(cloud, openstack):
+    cloud.create(spec(), TOLD)
+    openstack.giving_up = True
+    with pytest.raises(ProviderError, match="can't suspend vn001: Nova has given up, it is ACTIVE"):
+        cloud.act("vn001", "suspend_server", "SUSPENDED")
+
+
+def test_a_server_that_a_list_misses_while_it_is_built_is_not_taken_for_gone(cloud, openstack):
+    openstack.forgetful = True
+    together(cloud, [f"vn{number:03d}" for number in range(1, 9)])
+    assert openstack.left == (8, 8, 0, 0)
+
+
 def test_an_action_that_does_not_fit_the_state_is_refused_in_the_clouds_words(cloud):
     cloud.create(spec(), TOLD)
     with pytest.raises(ProviderError, match="can't resume vn001: Cannot 'resume' instance"):

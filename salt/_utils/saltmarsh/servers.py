@@ -178,10 +178,16 @@ class Servers:
         arguments = ["SOFT"] if verb == "reboot_server" else []
         self.link.ask(failure, getattr(self.link.compute, verb), server.id, *arguments)
 
+        at_work = False
+
         def done(now):
+            nonlocal at_work
             if now is None or now.status == "ERROR":
                 raise self._failed(server.id, failure)
-            return now.status == status and not now.task_state
+            if at_work and not now.task_state and now.status != status:
+                raise ProviderError(f"{self.provider}: {failure}: Nova has given up, it is {now.status}")
+            at_work = bool(now.task_state)
+            return now.status == status and not at_work
 
         self._wait(server.id, done, since, ACTION_SECONDS, failure)
 
@@ -434,21 +440,26 @@ class _Watch:
             fresh = self._asked >= since and self._answered > time.monotonic() - _POLL
             if not fresh or self._alone not in (None, server_id):
                 self._ask(server_id)
+            if server_id not in self._seen and self._alone is None:
+                return self._one(server_id)  # a list may miss one that is on its way to a host
             return self._seen.get(server_id)
 
     def _ask(self, server_id):
-        begun, compute = time.monotonic(), self._link.compute
+        begun = time.monotonic()
         if len(self._waiting) > 1:
-            found = self._link.ask("can't list servers", lambda: list(compute.servers()))
+            found = self._link.ask("can't list servers", lambda: list(self._link.compute.servers()))
             self._alone = None
         else:
-            try:
-                found = [self._link.ask("can't look at a server", compute.get_server, server_id)]
-            except NotFound:
-                found = []
+            found = filter(None, [self._one(server_id)])
             self._alone = server_id
         self._asked, self._answered = begun, time.monotonic()
         self._seen = {server.id: server for server in found}
+
+    def _one(self, server_id):
+        try:
+            return self._link.ask("can't look at a server", self._link.compute.get_server, server_id)
+        except NotFound:
+            return None
 
 
 def _watch(servers):
