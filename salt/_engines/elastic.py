@@ -13,9 +13,10 @@ import time
 from contextlib import closing
 
 import salt.utils.event
+from salt.exceptions import SaltException
 
 from saltmarsh import bell, joining, reconciling, recovery, standin
-from saltmarsh.controller import Controller
+from saltmarsh.controller import Controller, read_site
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.metrics import served
 
@@ -76,11 +77,22 @@ def _serve(interval, grace, metrics):
                 if bell.rung():
                     reconciler.look(everything=False)
                 if time.monotonic() >= look_at:
+                    if _pillar_has_changed(controller):
+                        log.warning("engine elastic begins anew: pillar has changed")
+                        return
                     recovery.recover_abandoned(controller, _in_background)
                     _remind(controller)
                     joiner.look()
                     reconciler.look()
                     look_at = time.monotonic() + interval
+
+
+def _pillar_has_changed(controller):
+    try:
+        return read_site(__opts__) != controller.site
+    except (SaltmarshError, SaltException) as err:
+        log.error("pillar can't be used now, the engine goes on with what it was: %s", err)
+        return False
 
 
 def _in_background(function, *arguments):

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from saltmarsh.errors import PillarError
+from saltmarsh.pools import Site
+
 ENGINE = Path(__file__).resolve().parents[2] / "salt/_engines/elastic.py"
 
 
@@ -52,3 +55,31 @@ def test_events_without_end_do_not_keep_the_engine_from_its_work(engine, monkeyp
 
     monkeypatch.setattr(engine, "_MOMENT", 0.05)
     assert engine._hints(Flood()) == {"vn001"}
+
+
+@pytest.fixture
+def pillar_as_it_is_now(engine, monkeypatch):
+    """What the engine reads from pillar; a test changes it."""
+    now = {}
+
+    def read(opts):
+        if isinstance(now["pillar"], Exception):
+            raise now["pillar"]
+        return Site.from_pillar(now["pillar"])
+
+    engine.__opts__ = {}
+    monkeypatch.setattr(engine, "read_site", read)
+    return now
+
+
+def test_the_engine_begins_anew_when_pillar_has_changed(engine, controller, pillar, pillar_as_it_is_now):
+    pillar_as_it_is_now["pillar"] = pillar
+    assert not engine._pillar_has_changed(controller)
+    pillar["elastic"]["pools"]["osg"]["on_demand"] = True
+    assert engine._pillar_has_changed(controller)
+
+
+def test_the_engine_goes_on_with_what_it_knows_while_pillar_is_broken(engine, controller, pillar_as_it_is_now, caplog):
+    pillar_as_it_is_now["pillar"] = PillarError("elastic:pools:osg:memory: expected a whole number")
+    assert not engine._pillar_has_changed(controller)
+    assert "goes on with what it was: elastic:pools:osg:memory" in caplog.text
