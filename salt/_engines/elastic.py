@@ -10,7 +10,7 @@ answer themselves.
 import logging
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import salt.utils.event
 from salt.exceptions import SaltException
@@ -59,32 +59,40 @@ def start(interval=15, grace=reconciling.GRACE, metrics=None):
 
 def _serve(interval, grace, metrics):
     controller = Controller.open(__opts__)
-    with joining.joiner(controller) as joiner:
-        if joiner is None:
-            log.info("engine elastic waits: another process joins nodes")
-            return
-        with (
-            closing(reconciling.Reconciler(controller, grace)) as reconciler,
-            served(controller, metrics),
-            salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
-        ):
-            bus.subscribe(NUDGE)
-            look_at = 0.0
-            while True:
-                hinted = _hints(bus)
-                if hinted:
-                    joiner.started(hinted)
-                if bell.rung():
-                    reconciler.look(everything=False)
-                if time.monotonic() >= look_at:
-                    if _pillar_has_changed(controller):
-                        log.warning("engine elastic begins anew: pillar has changed")
-                        return
-                    recovery.recover_abandoned(controller, _in_background)
-                    _remind(controller)
+    with (
+        ExitStack() as held,
+        closing(reconciling.Reconciler(controller, grace)) as reconciler,
+        served(controller, metrics),
+        salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
+    ):
+        bus.subscribe(NUDGE)
+        joiner, look_at = None, 0.0
+        while True:
+            hinted = _hints(bus)
+            if hinted and joiner:
+                joiner.started(hinted)
+            if bell.rung():
+                reconciler.look(everything=False)
+            if time.monotonic() >= look_at:
+                if _pillar_has_changed(controller):
+                    log.warning("engine elastic begins anew: pillar has changed")
+                    return
+                recovery.recover_abandoned(controller, _in_background)
+                _remind(controller)
+                joiner = joiner or _be_joiner(held, controller)
+                if joiner:
                     joiner.look()
-                    reconciler.look()
-                    look_at = time.monotonic() + interval
+                reconciler.look()
+                look_at = time.monotonic() + interval
+
+
+def _be_joiner(held, controller):
+    """Be the one that joins nodes; None while a grow is that which began without an engine: it joins all, too."""
+    with ExitStack() as attempt:
+        joiner = attempt.enter_context(joining.joiner(controller))
+        if joiner:
+            held.push(attempt.pop_all())
+        return joiner
 
 
 def _pillar_has_changed(controller):
