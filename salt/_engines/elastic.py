@@ -10,12 +10,13 @@ answer themselves.
 import logging
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import salt.utils.event
+from salt.exceptions import SaltException
 
 from saltmarsh import bell, joining, reconciling, recovery, standin
-from saltmarsh.controller import Controller
+from saltmarsh.controller import Controller, read_site
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.metrics import served
 
@@ -58,29 +59,48 @@ def start(interval=15, grace=reconciling.GRACE, metrics=None):
 
 def _serve(interval, grace, metrics):
     controller = Controller.open(__opts__)
-    with joining.joiner(controller) as joiner:
-        if joiner is None:
-            log.info("engine elastic waits: another process joins nodes")
-            return
-        with (
-            closing(reconciling.Reconciler(controller, grace)) as reconciler,
-            served(controller, metrics),
-            salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
-        ):
-            bus.subscribe(NUDGE)
-            look_at = 0.0
-            while True:
-                hinted = _hints(bus)
-                if hinted:
-                    joiner.started(hinted)
-                if bell.rung():
-                    reconciler.look(everything=False)
-                if time.monotonic() >= look_at:
-                    recovery.recover_abandoned(controller, _in_background)
-                    _remind(controller)
+    with (
+        ExitStack() as held,
+        closing(reconciling.Reconciler(controller, grace)) as reconciler,
+        served(controller, metrics),
+        salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
+    ):
+        bus.subscribe(NUDGE)
+        joiner, look_at = None, 0.0
+        while True:
+            hinted = _hints(bus)
+            if hinted and joiner:
+                joiner.started(hinted)
+            if bell.rung():
+                reconciler.look(everything=False)
+            if time.monotonic() >= look_at:
+                if _pillar_has_changed(controller):
+                    log.warning("engine elastic begins anew: pillar has changed")
+                    return
+                recovery.recover_abandoned(controller, _in_background)
+                _remind(controller)
+                joiner = joiner or _be_joiner(held, controller)
+                if joiner:
                     joiner.look()
-                    reconciler.look()
-                    look_at = time.monotonic() + interval
+                reconciler.look()
+                look_at = time.monotonic() + interval
+
+
+def _be_joiner(held, controller):
+    """Be the one that joins nodes; None while a grow is that which began without an engine: it joins all, too."""
+    with ExitStack() as attempt:
+        joiner = attempt.enter_context(joining.joiner(controller))
+        if joiner:
+            held.push(attempt.pop_all())
+        return joiner
+
+
+def _pillar_has_changed(controller):
+    try:
+        return read_site(__opts__) != controller.site
+    except (SaltmarshError, SaltException) as err:
+        log.error("pillar can't be used now, the engine goes on with what it was: %s", err)
+        return False
 
 
 def _in_background(function, *arguments):

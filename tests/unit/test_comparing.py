@@ -262,6 +262,18 @@ def test_a_host_that_does_not_answer_makes_its_nodes_unknown_and_no_others(place
     }
 
 
+def test_of_several_providers_one_that_does_not_answer_may_have_the_nodes_host(place):
+    lose(place)
+    look = place.look()
+    inventory = Inventory((), frozenset(), {"lab": "no route to the hosts"})
+    look = dataclasses.replace(
+        look, providers={"lab, cloud": inventory}, provider_of=dict.fromkeys(place.site.pools, "lab, cloud")
+    )
+    assert {each.repair for each in compare(look)} <= {None}
+    assert look.doubt("osg", "hv1") == look.doubt("osg", "lab") == look.doubt("osg") == "no route to the hosts"
+    assert look.doubt("osg", "cloud") == ""
+
+
 def test_a_node_that_an_operation_holds_is_left_to_it(place):
     place.node(state=State.BOOTING, operation=7)
     lose(place)

@@ -6,30 +6,20 @@ that ran is lost, and everything can be grown again. The boundaries are the call
 itself.
 """
 
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 
 import neighbours
 import pytest
-from deadly import Deadly
+from deadly import Site
 from views import assert_undone, states, traces
 
 from saltmarsh import recovery
-from saltmarsh.errors import SaltmarshError
 from saltmarsh.growing import grow
 from saltmarsh.model import State
 from saltmarsh.pools import parse_nodes
 from saltmarsh.reconciling import answer_slurm, reconcile
 from saltmarsh.shrinking import shrink
 
-FORK = multiprocessing.get_context("fork")
-LEDGER = ("claim", "begin", "move", "finish", "abandon", "adopt")
-CLOUD = ("check", "plan", "create", "destroy", "inventory", "accepted_keys")
 JOB, OTHER = 17, 18  # OTHER runs on osg4 all the time
 
 
@@ -99,68 +89,6 @@ ACTS = {
     "a machine that is lost": (lose_a_machine, look, False),
     "traces of nobody": (leave_traces, look, False),
 }
-
-
-class Site:
-    """A site that can be put back to how it was."""
-
-    def __init__(self, directory, controller):
-        self.controller = controller
-        self.directory = directory
-        self.kept = directory.with_name(f"{directory.name}.kept")
-        self.slurm = directory / "state" / "slurm"
-        self.call = directory / "call"
-        controller.slurm.keep_in(self.slurm)
-
-    def keep(self):
-        """Remember how everything is."""
-        shutil.copytree(self.directory, self.kept)
-
-    def put_back(self):
-        """Everything as it was."""
-        for name in ("state", "provider"):
-            shutil.rmtree(self.directory / name)
-            shutil.copytree(self.kept / name, self.directory / name)
-
-    def open(self, count=None):
-        """A controller of this process; the boundaries are those at which ``count`` is called."""
-        slurm, ledger = neighbours.Slurm(self.controller.site), neighbours.Ledger(self.controller.ledger.path)
-        slurm.keep_in(self.slurm)
-        minions = neighbours.Minions(self.controller.minions.provider, slurm)
-        made = replace(self.controller, slurm=slurm, ledger=ledger, minions=minions)
-        if not count:
-            return made
-        return replace(
-            made,
-            slurm=Deadly(slurm, count),
-            ledger=Deadly(ledger, count, LEDGER),
-            cloud=Deadly(made.cloud, count, CLOUD),
-            dns=Deadly(made.dns, count),
-            minions=Deadly(minions, count, ("call", "answering")),
-        )
-
-    def run(self, act, number):
-        """Run something in a process that is killed before its call of this number; where, or None if it ended."""
-        process = FORK.Process(target=self._run, args=(act, number))
-        process.start()
-        process.join()
-        if process.exitcode == 0:
-            return None
-        assert process.exitcode == -signal.SIGKILL
-        return self.call.read_text()
-
-    def _run(self, act, number):
-        lock, calls = threading.Lock(), []
-
-        def count(name):
-            with lock:
-                calls.append(name)
-                if len(calls) == number:
-                    self.call.write_text(f"before call {number}: {name}")
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        with suppress(SaltmarshError):  # what was to come of it has come of it
-            act(self.open(count))
 
 
 @pytest.fixture

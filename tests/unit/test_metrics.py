@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import urllib.request
 
 import pytest
@@ -79,6 +80,13 @@ def test_they_are_served_over_http_until_the_end(controller):
         urllib.request.urlopen("http://127.0.0.1:19188/metrics")
     with metrics.served(controller, None):
         pass
+
+
+def test_a_port_that_is_taken_keeps_nobody_from_work(controller, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with metrics.served(controller, f"127.0.0.1:{taken.getsockname()[1]}"):
+            pass
+    assert "metrics can't be served at 127.0.0.1:" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["9188", "here", ":9188", "127.0.0.1:"])

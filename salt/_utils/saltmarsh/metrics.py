@@ -1,5 +1,6 @@
 """What a monitoring system wants to know, as Prometheus reads it: counted when it asks, from what is kept anyway."""
 
+import logging
 from collections import Counter
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Summa
 from saltmarsh import breaker, reconciling
 from saltmarsh.errors import InvalidInput
 from saltmarsh.model import State
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -111,7 +114,13 @@ def served(controller, place):
         raise InvalidInput(
             f"engine elastic: metrics: expected an address and a port such as 127.0.0.1:9188, got {place!r}"
         )
-    server, thread = start_http_server(int(port), address, registry(controller))
+    try:
+        server, thread = start_http_server(int(port), address, registry(controller))
+    except OSError as err:
+        # Nodes come and go all the same.
+        log.error("metrics can't be served at %s: %s", place, err)
+        yield
+        return
     try:
         yield
     finally:

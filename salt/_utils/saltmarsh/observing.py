@@ -59,9 +59,13 @@ class Snapshot:
             return f"the provider of pool {pool} was not asked"
         if isinstance(inventory, str):
             return inventory
-        if host is not None:
+        if host is None:
+            return "; ".join(inventory.silent.values())
+        providers = self.provider_of[pool].split(", ")
+        if host in inventory.silent or host in providers:
             return inventory.silent.get(host, "")
-        return "; ".join(inventory.silent.values())
+        # It may be a host of a provider that does not answer at all.
+        return "; ".join(inventory.silent[name] for name in providers if name in inventory.silent)
 
 
 def observe(controller, machines=True):

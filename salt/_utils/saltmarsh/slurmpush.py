@@ -133,10 +133,12 @@ class Controller:
         started = self._started()
         try:
             addresses = slurmconf.pool_addresses(self._pillar)
-            if addresses.keys() - slurm.nodes().keys():
+            parked, known = slurmconf.parked(self._pillar), slurm.nodes()
+            # New ones, or those of a push that died in between.
+            if addresses.keys() - known.keys() or any(known[name].startable for name in parked if name in known):
                 # Slurm would start a new node for a job that waits. So no job starts until the new ones are parked.
                 self._apply(slurmconf.render_idle(self._pillar))
-                slurm.park(slurmconf.parked(self._pillar))
+                slurm.park(parked)
             self._apply(files)
             if not slurm.is_config_current():
                 raise SlurmError("slurmctld does not run with the new files after scontrol reconfigure")
