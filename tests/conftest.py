@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import hypothesis
 import pytest
 import salt  # noqa: F401 (makes the handlers removed here)
 
@@ -10,6 +11,11 @@ import salt  # noqa: F401 (makes the handlers removed here)
 for _handler in logging.root.handlers[:]:
     logging.root.removeHandler(_handler)
     _handler.close()
+
+
+# How long an example may take is no promise, and a busy machine takes its time.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

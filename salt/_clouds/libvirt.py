@@ -34,6 +34,7 @@ try:
     from saltmarsh import identity
     from saltmarsh.errors import InvalidInput, NotFound, SaltmarshError, Unreachable
     from saltmarsh.hypervisor import Hypervisors
+    from saltmarsh.inventory import inventory as take_inventory
     from saltmarsh.machine import MachineSpec, ProviderConfig
 
     MISSING = None
@@ -225,6 +226,23 @@ def list_nodes_select(call=None):
         salt-cloud -S
     """
     return salt.utils.cloud.list_nodes_select(_nodes(), __opts__["query.selection"], call)
+
+
+@_converted
+def inventory(call=None):
+    """
+    This cluster's machines in short, the names of those with a state file, and the hosts that do not answer.
+
+    :param str call: how salt-cloud came here
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -f inventory lab
+    """
+    _not_an_action(call, "inventory")
+    return dataclasses.asdict(take_inventory(_hypervisors()))
 
 
 @_converted

@@ -1,18 +1,23 @@
 """
-The daemon in the master that brings nodes into the cluster.
+The daemon in the master: the one place where nodes come and go by themselves.
 
-It joins nodes that have started, in batches, and takes over operations whose process died. Events only tell it to look:
-what it does follows from the ledger and from what the minions answer themselves.
+It joins nodes that have started, in batches, takes over operations whose process died, and reconciles: it compares the
+ledger, the providers, Slurm, minion keys and DNS, and mends what differs. So nodes of pools that are ``on_demand`` come
+and go as Slurm wants them. Events only tell it to look: what it does follows from the ledger and from what the others
+answer themselves.
 """
 
 import logging
+import threading
 import time
+from contextlib import closing
 
 import salt.utils.event
 
-from saltmarsh import joining, recovery, standin
+from saltmarsh import bell, joining, reconciling, recovery, standin
 from saltmarsh.controller import Controller
 from saltmarsh.errors import SaltmarshError
+from saltmarsh.metrics import served
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +28,16 @@ _MOMENT = 2
 _RETRY = 10
 
 
-def start(interval=15):
+def start(interval=15, grace=reconciling.GRACE, metrics=None):
     """
     Run for as long as the master runs.
 
     interval
         Seconds between looks at everything, whether or not an event asks for one.
+    grace
+        Seconds that a difference must have lasted before something is removed for it. Default: 900.
+    metrics
+        Address and port on which Prometheus finds metrics, for example ``127.0.0.1:9188``. Default: nowhere.
 
     CLI Example:
 
@@ -40,31 +49,42 @@ def start(interval=15):
     """
     while True:
         try:
-            _serve(interval)
+            _serve(interval, grace, metrics)
         except SaltmarshError as err:
             # Pillar or the ledger is not usable: an administrator has to act, and is told again and again.
             log.error("engine elastic waits: %s", err)
         time.sleep(_RETRY)
 
 
-def _serve(interval):
+def _serve(interval, grace, metrics):
     controller = Controller.open(__opts__)
     with joining.joiner(controller) as joiner:
         if joiner is None:
             log.info("engine elastic waits: another process joins nodes")
             return
-        with salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus:
+        with (
+            closing(reconciling.Reconciler(controller, grace)) as reconciler,
+            served(controller, metrics),
+            salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus,
+        ):
             bus.subscribe(NUDGE)
             look_at = 0.0
             while True:
                 hinted = _hints(bus)
                 if hinted:
                     joiner.started(hinted)
+                if bell.rung():
+                    reconciler.look(everything=False)
                 if time.monotonic() >= look_at:
-                    recovery.recover_abandoned(controller)
+                    recovery.recover_abandoned(controller, _in_background)
                     _remind(controller)
                     joiner.look()
+                    reconciler.look()
                     look_at = time.monotonic() + interval
+
+
+def _in_background(function, *arguments):
+    threading.Thread(target=function, args=arguments, name=function.__name__, daemon=True).start()
 
 
 def _remind(controller):

@@ -355,7 +355,7 @@ def fetch_config(digest=None, test=False):
 def park_pools(test=False):
     """
     Make nodes of pools not there for Slurm that it would otherwise try to start for a job: new ones, all of them after
-    slurmctld has lost its state, and ones that somebody has resumed.
+    slurmctld has lost its state, and ones that somebody has resumed. Not those of pools that are ``on_demand``.
 
     test
         change nothing, only say which
@@ -368,7 +368,7 @@ def park_pools(test=False):
 
         salt ctl slurm.park_pools
     """
-    names = slurmconf.pool_addresses(_pillar())
+    names = slurmconf.parked(_pillar())
     if test:
         return [name for name, node in slurm.nodes(names).items() if node.startable]
     return list(slurm.park(names))

@@ -191,6 +191,7 @@ def resume(name, test=False):
     states.mark(name, host, None)
     states.unpause(name, host)
     offset = states.set_clock(name, host, _CLOCK_SECONDS)
+    states.settle(name, host)
     states.forget(name, host)
     return {"file": look.state.path, "clock": round(offset, 3)}
 

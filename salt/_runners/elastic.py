@@ -19,9 +19,12 @@ from salt.exceptions import SaltException
 
 from saltmarsh import (
     backfilling,
+    breaker,
+    checkpointing,
     growing,
     migrating,
     picture,
+    reconciling,
     recovery,
     reporting,
     resuming,
@@ -256,6 +259,138 @@ def migrate(nodes, host, live=False, test=False):
 
 
 @_command
+def checkpoint(node, reason="", test=False):
+    """
+    Keep a node's memory and disk as they are now, beside the node, which goes on after some seconds.
+
+    node
+        The node's name. It must run no parallel job: the ranks' memories would have to be of one moment.
+    reason
+        Why; kept with it.
+    test
+        Only say what would be done.
+
+    Returns the checkpoint's number, its file and its size (bytes), the jobs in it, and the seconds.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.checkpoint vn001 reason='before the big step'
+    """
+    node, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would checkpoint": checkpointing.plan(controller, node)}
+    recovery.recover_abandoned(controller)
+    return checkpointing.checkpoint(controller, node, by=_by(), why=reason, say=_progress())
+
+
+@_command
+def checkpoints(node):
+    """
+    The checkpoints of a node by number, latest first: file, size (bytes), age (seconds), who made it, why, its jobs.
+
+    node
+        The node's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.checkpoints vn001
+    """
+    return checkpointing.listing(Controller.open(__opts__), _one(node))
+
+
+@_command
+def restore(node, checkpoint, reason="", test=False):
+    """
+    Put a node's memory and disk back to a checkpoint. What it has done since is lost; its jobs go on from there.
+
+    Refused if a job runs on the node that is not in the checkpoint. The checkpoint stays. What the jobs have written
+    elsewhere, for example over NFS, is not put back.
+
+    node
+        The node's name.
+    checkpoint
+        The checkpoint's number.
+    reason
+        Why, for Slurm's users (``sinfo -R``) and the history.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.restore vn001 checkpoint=3
+    """
+    node, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would restore": checkpointing.plan_restore(controller, node, checkpoint)}
+    recovery.recover_abandoned(controller)
+    return checkpointing.restore(controller, node, checkpoint, by=_by(), why=reason, say=_progress())
+
+
+@_command
+def discard(node, checkpoint, test=False):
+    """
+    Delete a checkpoint of a node.
+
+    node
+        The node's name.
+    checkpoint
+        The checkpoint's number.
+    test
+        Only say what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.discard vn001 checkpoint=3
+    """
+    node, test = _one(node), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if test:
+        return {"would discard": checkpointing.plan_discard(controller, node, checkpoint)}
+    recovery.recover_abandoned(controller)
+    checkpointing.discard(controller, node, checkpoint)
+    return {"discarded": checkpoint}
+
+
+@_command
+def reconcile(grace=reconciling.GRACE, test=False):
+    """
+    Compare the ledger, the providers, Slurm, minion keys and DNS, and mend what differs; the engine does so by itself.
+
+    Only what bears this cluster's mark and a name of a pool is ever removed. What can't be asked, or answers only in
+    part, is left alone.
+
+    grace
+        Seconds that a difference must have lasted before something is removed for it. Default: 900.
+    test
+        Only say what differs, why, and what would be done about it.
+
+    Returns, for each node, machine or host, what differs, since when, and what is done about it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.reconcile test=True
+        salt-run elastic.reconcile grace=0
+    """
+    grace, test = _natural("grace", grace), _flag("test", test)
+    controller = Controller.open(__opts__)
+    if not test:
+        recovery.recover_abandoned(controller)
+    return reporting.differences(reconciling.reconcile(controller, grace=grace, test=test, say=_progress()), grace)
+
+
+@_command
 def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_SECONDS):
     """
     Let nodes of a pool soak up bare metal that is idle, and step aside for others with their jobs intact.
@@ -354,7 +489,8 @@ def report(since="1d"):
 @_command
 def status(nodes=None):
     """
-    Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs.
+    Every node that is not free: state, since when, host, address, reason, Slurm's own state, jobs; and why Slurm can't
+    use it, and what else differs, if anything.
 
     nodes
         A hostlist; then exactly these nodes, free ones too.
@@ -373,7 +509,7 @@ def status(nodes=None):
 @_command
 def pools():
     """
-    Every pool: what it is, and how many of its nodes are in which state.
+    Every pool: what it is, how many of its nodes are in which state, and why it does not grow if it does not.
 
     CLI Example:
 
@@ -382,6 +518,27 @@ def pools():
         salt-run elastic.pools
     """
     return reporting.pools(Controller.open(__opts__))
+
+
+@_command
+def reset(pool):
+    """
+    Let a pool grow again that was stopped because its nodes failed one after the other.
+
+    pool
+        The pool.
+
+    Returns what had kept it from growing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run elastic.reset virtual
+    """
+    controller = Controller.open(__opts__)
+    pool = controller.site.pool(_text("pool", pool))
+    return {pool.name: breaker.reset(controller, pool)}
 
 
 @_command
@@ -450,6 +607,12 @@ def _seconds(name, value):
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
         return value
     raise InvalidInput(f"{name}={value!r}: expected a number of seconds above 0")
+
+
+def _natural(name, value):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise InvalidInput(f"{name}={value!r}: expected a whole number of seconds")
 
 
 def _since(value):

@@ -47,7 +47,7 @@ def config_copied(name):
 
 def pools_parked(name):
     """
-    Slurm tries to start no node of a pool by itself (``slurm.park_pools``).
+    Slurm tries to start no node of a pool by itself that is not ``on_demand`` (``slurm.park_pools``).
 
     For the controller, after slurmctld has started.
 

@@ -5,11 +5,13 @@
 {%- endfor %}
 
 # What the controller asks for by the guest agent when it suspends and resumes the node.
-/usr/local/libexec/saltmarsh/job-processes:
+{%- for program in ('job-processes', 'part') %}
+/usr/local/libexec/saltmarsh/{{ program }}:
   file.managed:
-    - source: salt://gate/files/job-processes
+    - source: salt://gate/files/{{ program }}
     - makedirs: True
     - mode: '0755'
+{%- endfor %}
 
 /usr/local/libexec/saltmarsh/ready-again:
   file.managed:

@@ -6,16 +6,25 @@ slurmctld packages:
   pkg.installed:
     - pkgs: [slurmctld, slurm-client]
 
-{%- for direction in ['up', 'down'] %}
+{%- for what in ['up', 'down', 'failed'] %}
 
-/usr/local/libexec/saltmarsh/slurm-power-{{ direction }}:
+/usr/local/libexec/saltmarsh/slurm-power-{{ what }}:
   file.managed:
-    - source: salt://slurm/files/slurm-power-{{ direction }}
+    - source: salt://slurm/files/slurm-power
     - makedirs: True
     - mode: '0755'
     - require_in:
       - slurm: /etc/slurm
 {%- endfor %}
+
+# All that slurmctld may do here is ring for the engine.
+/var/lib/saltmarsh/power:
+  file.directory:
+    - user: slurm
+    - mode: '0700'
+    - makedirs: True
+    - require:
+      - pkg: slurmctld packages
 
 # Replaces the files only if slurmctld accepts them. Where it does not run yet, it starts with them.
 /etc/slurm:

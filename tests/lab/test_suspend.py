@@ -230,6 +230,24 @@ def test_idle_nodes_can_be_suspended_as_well(lab):
     assert [slurm_node(lab, name)[0] for name in (FIRST, SECOND)] == ["CLOUD+IDLE"] * 2
 
 
+def test_a_checkpoint_puts_memory_disk_and_job_back(lab, counter):
+    number = must(lab, "checkpoint", FIRST, "reason=a test")["checkpoint"]
+    assert_goes_on(lab, counter)
+    kept = must(lab, "checkpoints", FIRST)[str(number)]
+    assert (kept["why"], kept["jobs"]) == ("a test", [str(counter)])
+    lab.exec(FIRST, "sh", "-c", "touch /root/since; sync")
+    before = counted(lab, str(counter))
+    assert must(lab, "restore", FIRST, f"checkpoint={number}")["jobs"] == [str(counter)]
+    assert lab.exec(FIRST, "test", "-e", "/root/since", check=False).returncode == 1
+    # It writes over NFS what it had written, and goes on.
+    wait_for(lambda: counted(lab, str(counter))[-1].number > before[-1].number, 60, "the job has caught up with itself")
+    assert {(each.pid, each.boot) for each in counted(lab, str(counter))} == {(before[0].pid, before[0].boot)}
+    assert (state_of(lab, counter), job(lab, counter)["restart_cnt"]) == ("RUNNING", 0)
+    assert "DRAIN" not in slurm_node(lab, FIRST)[0]
+    must(lab, "discard", FIRST, f"checkpoint={number}")
+    assert (must(lab, "checkpoints", FIRST), state_files(lab, FIRST)) == ({}, [])
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "code", "message"),
     [
@@ -240,6 +258,9 @@ def test_idle_nodes_can_be_suspended_as_well(lab):
         ("resume", ["vn009"], 2, "vn009: not there, nothing to resume"),
         ("migrate", [FIRST], 2, "missing a required argument: 'host'"),
         ("migrate", [FIRST, "host=hv9"], 2, "host 'hv9' does not exist; hosts: hv1, hv2"),
+        ("checkpoint", [f"{FIRST},{SECOND}"], 2, "expected the name of one node"),
+        ("restore", [SECOND, "checkpoint=1"], 2, f"{SECOND} has no checkpoint 1; checkpoints: none"),
+        ("discard", [SECOND, "checkpoint=1"], 2, f"{SECOND} has no checkpoint 1; checkpoints: none"),
     ],
 )
 def test_what_is_not_acceptable_is_named_and_changes_nothing(lab, verb, arguments, code, message):

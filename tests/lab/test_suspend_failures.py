@@ -22,6 +22,7 @@ from saltcloud import wait_for
 
 BOOT = 900  # seconds
 NODE = "vn001"
+SLURM = "/var/lib/slurm/slurmctld"
 # zstd as a host has it, which waits before it writes as long as there is a certain file.
 HOLD = "/run/hold"
 SLOW_ZSTD = f"""#!/bin/sh
@@ -166,6 +167,23 @@ def test_a_job_survives_a_reboot_of_the_controller(lab, away):
     wait_for(lambda: state_of(lab, away) == "SUSPENDED", 60, "slurmctld has its state again")
     must(lab, "resume", NODE)
     assert_goes_on(lab, away)
+
+
+def test_a_slurmctld_that_was_killed_is_told_what_it_has_forgotten(lab, counter):
+    """Its disk is as it was before the suspend: what it knew later it had not written yet."""
+    begun = job(lab, counter)["start_time"]["number"]
+    written = ("stat", "-c", "%Y", f"{SLURM}/job_state")
+    wait_for(lambda: int(lab.exec("ctl", *written).stdout) > begun, 60, "slurmctld has written that the job runs")
+    lab.exec("ctl", "cp", "-a", SLURM, "/root/before")
+    must(lab, "suspend", NODE)
+    lab.exec("ctl", "systemctl", "kill", "--signal=KILL", "slurmctld")
+    lab.exec("ctl", "sh", "-c", f"systemctl stop slurmctld; rm -r {SLURM}; mv /root/before {SLURM}")
+    lab.exec("ctl", "systemctl", "start", "slurmctld")
+    wait_for(lambda: slurm_node(lab, NODE)[2] == "10.77.0.1", 60, "slurmctld asks the stand-in")
+    assert state_of(lab, counter) == "SUSPENDED"
+    assert "DRAIN" in slurm_node(lab, NODE)[0]
+    must(lab, "resume", NODE)
+    assert_goes_on(lab, counter)
 
 
 def test_a_node_that_fails_the_gate_stays_drained_with_its_job_until_it_is_mended(lab, away):

@@ -64,15 +64,16 @@ class Provider:
         """Make a machine behind everybody's back."""
         (self.machine_files / name).write_text(json.dumps({"name": name, "host": host}))
 
-    def fail(self, function, name, why):
+    def fail(self, function, name, why, kind=None):
         """
         Let the driver fail.
 
         :param str function: ``create`` (nothing is made), ``created`` (it fails afterwards), ``destroy``, or ``host``
         :param str name: the machine, or the host that is down
         :param str why: the error, or KILL: the process is killed at this point
+        :param kind: the class of saltmarsh.errors that the driver has met
         """
-        self._fault(function, name).write_text(why)
+        self._fault(function, name).write_text(f"{kind.__name__}|{why}" if kind else why)
 
     def mend(self, function, name):
         """Let the driver not fail any more."""

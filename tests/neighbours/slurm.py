@@ -87,7 +87,16 @@ class Slurm:
     def register(self, name):
         """A slurmd registers (ReturnToService=2)."""
         node = self._nodes[name]
-        self._set([name], states=node.states - {"DOWN", "POWERED_DOWN", "NOT_RESPONDING"} | {"IDLE"}, reason="")
+        away = {"DOWN", "POWERED_DOWN", "POWERING_UP", "NOT_RESPONDING"}
+        base = set() if "ALLOCATED" in node.states else {"IDLE"}
+        self._set([name], states=node.states - away | base, reason="")
+        for job in [job for job in self._jobs.values() if name in job.nodes and "CONFIGURING" in job.states]:
+            if all(self._nodes[other].registered for other in job.nodes):
+                self.change_job(job.id, "RUNNING")
+
+    def resume_by_hand(self, name):
+        """Somebody tells slurmctld that a node may be started."""
+        self._set([name], states=frozenset({"IDLE", "CLOUD", "POWERED_DOWN"}), reason="")
 
     def lose(self, name):
         """A slurmd does not answer any more; its jobs go on until SlurmdTimeout."""
@@ -156,10 +165,40 @@ class Slurm:
     def expect(self, addresses):
         if missing := [name for name in addresses if name not in self._nodes]:
             raise SlurmError(f"{missing[0]} is not in Slurm's configuration: run slurm.push_config")
-        if there := [name for name in addresses if not (self._nodes[name].absent or self._nodes[name].startable)]:
+        known = self._nodes
+        if there := [n for n in addresses if not (known[n].absent or known[n].startable or known[n].wanted)]:
             raise SlurmError(f"Slurm has {there[0]} {self._nodes[there[0]].state}: release it first")
         for name, address in addresses.items():
-            self._set([name], states=_NOT_THERE, reason=GROWING, address=address)
+            if known[name].wanted:
+                self._set([name], address=address)
+            else:
+                self._set([name], states=_NOT_THERE, reason=GROWING, address=address)
+
+    def want(self, names, job=None):
+        """Slurm wants nodes, for a job or because somebody has resumed them; it waits for them to boot."""
+        names = list(NodeSet(names, resolver=RESOLVER_NOGROUP))
+        assert all(self._nodes[name].startable for name in names)
+        self._set(names, states=frozenset({"ALLOCATED", "CLOUD", "POWERING_UP"}), reason="")
+        if job:
+            self._jobs[job] = SlurmJob(job, str(job), "job", "alice", "virtual", frozenset({"RUNNING", "CONFIGURING"}),
+                                       NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP), "None")  # fmt: skip
+            self._save()
+
+    def give_up(self, name):
+        """A node has been idle for long enough: Slurm gives it up."""
+        assert self.usable(name)
+        self._set([name], states=frozenset({"IDLE", "CLOUD", "POWERING_DOWN"}))
+
+    @_asked
+    def offer(self, names):
+        absent = [name for name in names if name in self._nodes and self._nodes[name].absent]
+        self._set(absent, states=frozenset({"IDLE", "CLOUD", "POWERED_DOWN"}), reason="")
+
+    @_asked
+    def park(self, names):
+        startable = tuple(name for name in names if self._nodes[name].startable)
+        self._set(startable, states=_NOT_THERE, reason=NOT_GROWN)
+        return startable
 
     @_asked
     def drain(self, names, reason):

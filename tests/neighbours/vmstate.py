@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError
-from saltmarsh.guest import JOB_PROCESSES, READY_AGAIN
-from saltmarsh.machine import Look, Machine, PowerState, StateFile, Suspension
+from saltmarsh.guest import JOB_PROCESSES, PART, READY_AGAIN
+from saltmarsh.machine import Look, Machine, Phase, PowerState, StateFile, Suspension
 
 KILL = "kill"
 CREDENTIAL = "MUNGE:controller\n"
@@ -25,8 +25,8 @@ class VmStates:
     """
     As saltmarsh.vmstate.VmStates, for every machine of a provider; all in files, for several processes.
 
-    A machine's disk changes whenever the machine goes on. One that goes on with the memory of an earlier disk has
-    ruined it, which fails the test.
+    A machine's disk changes whenever the machine goes on. One that goes on with the memory of another disk has ruined
+    it, which fails the test.
 
     Its faults are set by ``provider.fail(function, name, why)``, where ``function`` is one of its own (or ``saved`` and
     ``restored``: it fails afterwards; ``half-saved``: an incomplete file is left; ``died``: the machine dies while it
@@ -60,6 +60,13 @@ class VmStates:
 
     def state_files(self, names=None, hosts=None):
         """As VmStates.state_files."""
+        return [state for state in self._files(names) if not state.is_checkpoint]
+
+    def checkpoints(self, names=None, hosts=None):
+        """As VmStates.checkpoints."""
+        return [state for state in self._files(names) if state.is_checkpoint]
+
+    def _files(self, names):
         found = []
         for path in self._saved.iterdir():
             name, number, _ = path.name.split(".")
@@ -104,16 +111,14 @@ class VmStates:
         machine = self._active(name, host)
         if _power(machine) == "paused":
             known = machine.get("disk", 0)
-            assert known >= self._disk(name), f"{name} ruins its disk"
+            assert known in (self._disk(name), self._disk(name) + 1), f"{name} ruins its disk"
             self._write(name, machine | {"power": "running", "disk": known + 1})
-            fresh = self._disks / f".{name}"
-            fresh.write_text(str(known + 1))  # second: it may be killed in between
-            fresh.rename(self._disks / name)
+            self._set_disk(name, known + 1)  # second: it may be killed in between
 
     def save(self, name, host, urgent=False):
         """As VmStates.save."""
         self._called("save", name)
-        number = 1 + max((state.number for state in self.state_files([name])), default=0)
+        number = 1 + max((state.number for state in self._files([name])), default=0)
         path = self._saved / f"{name}.{number}.state"
         machine = self._active(name, host)
         if self._text("half-saved", name) or self._text("died", name):
@@ -147,6 +152,7 @@ class VmStates:
         if (there := self._read(state.name)) and _power(there) in ("running", "paused"):
             raise ProviderError(f"{there['host']}: {state.name} is active already")
         saved = json.loads(Path(state.path).read_text())
+        self._fit_disk(state)
         self._write(state.name, saved | {"power": "paused", "host": host})
         self._fault("restored", state.name)
 
@@ -161,11 +167,43 @@ class VmStates:
         self._write(name, machine | {"power": "stopped"})
         self._let_go(name, host)
 
+    def settle(self, name, host):
+        """As VmStates.settle."""
+        self._called("settle", name)
+        state = self.latest(name, host)
+        if state and state.machine and state.suspension.phase is Phase.RESTORED and not state.suspension.kept:
+            self._amend(state, phase=Phase.OVER)
+            self._snapshot(state).unlink()
+
     def forget(self, name, host):
         """As VmStates.forget."""
         self._called("forget", name)
         for state in self.state_files([name]):
-            os.unlink(state.path)
+            if state.machine and state.suspension.phase is Phase.RESTORED and state.suspension.kept:
+                self._amend(state, phase=Phase.CHECKPOINT)
+            else:
+                os.unlink(state.path)
+
+    def choose(self, state, host, suspension):
+        """As VmStates.choose."""
+        self._called("choose", state.name)
+        self._amend(state, **vars(suspension) | {"kept": True, "phase": Phase.RESTORED})
+
+    def give_up(self, name, host):
+        """As VmStates.give_up."""
+        self._called("give_up", name)
+        self._active(name, host)
+        state = self.latest(name, host)
+        if not state or state.suspension.phase is not Phase.RESTORED:
+            raise ProviderError(f"{host}: {name} has no memory but its own, which must not be thrown away")
+        self._file(name).unlink()
+
+    def discard(self, state, host):
+        """As VmStates.discard."""
+        self._called("discard", state.name)
+        self._active(state.name, host)
+        os.unlink(state.path)
+        self._snapshot(state).unlink()
 
     def check_target(self, places, target):
         """As VmStates.check_target."""
@@ -196,6 +234,9 @@ class VmStates:
             assert text == CREDENTIAL
             wrong = self._text("gate", name)
             return int(bool(wrong)), f"MUNGE:node\n{wrong}", ""
+        if program == PART:
+            why = self._text("part", name)
+            return int(bool(why)), why, ""
         assert argv == ["/usr/bin/systemctl", "restart", "slurmd"]
         if not self._text("immortal", name):
             self._provider.mend("processes", name)  # slurmctld has them killed
@@ -259,6 +300,27 @@ class VmStates:
             raise ProviderError(f"{host}: the guest agent of {name} is not connected")
         return machine
 
+    def _fit_disk(self, state):
+        match state.suspension.phase:
+            case Phase.WRITTEN:
+                _write_whole(self._snapshot(state), str(self._disk(state.name)))
+                self._amend(state, phase=Phase.RESTORED)
+            case Phase.RESTORED:
+                self._set_disk(state.name, self._snapshot(state).read_text())
+            case _:
+                raise ProviderError(f"{state.host}: {state.name} has been at work since {state.path} was written")
+
+    def _amend(self, state, **changes):
+        saved = json.loads(Path(state.path).read_text())
+        saved["mark"] |= changes
+        _write_whole(Path(state.path), json.dumps(saved))
+
+    def _snapshot(self, state):
+        return self._disks / f"{state.name}.{state.number}"
+
+    def _set_disk(self, name, generation):
+        _write_whole(self._disks / name, str(generation))
+
     def _disk(self, name):
         path = self._disks / name
         return int(path.read_text()) if path.exists() else 0
@@ -267,12 +329,17 @@ class VmStates:
         return json.loads(self._file(name).read_text()) if self._file(name).exists() else None
 
     def _write(self, name, machine):
-        fresh = self._saved.with_name(f".{name}")
-        fresh.write_text(json.dumps(machine))
-        fresh.rename(self._file(name))
+        _write_whole(self._file(name), json.dumps(machine))
 
     def _file(self, name):
         return self._provider.machine_files / name
+
+
+def _write_whole(path, text):
+    """A process that is killed leaves the old text or the new."""
+    fresh = path.parent.with_name(f".{path.parent.name}.{path.name}")
+    fresh.write_text(text)
+    fresh.rename(path)
 
 
 def _power(machine):
@@ -286,4 +353,4 @@ def _machine(name, machine):
 
 def _suspension(machine):
     mark = machine.get("mark")
-    return mark and Suspension(**mark | {"jobs": tuple(mark["jobs"])})
+    return mark and Suspension(**mark | {"jobs": tuple(mark["jobs"]), "phase": Phase(mark["phase"])})

@@ -1,6 +1,7 @@
 """Hosts for tests: libvirt's own test driver, which is libvirt with hypervisors that live in this process's memory."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import libvirt
 
@@ -45,9 +46,12 @@ def host_uri(directory, name, memory=4096, images=("golden.qcow2",), foreign=Non
 
 def complete(monkeypatch):
     """
-    Teach the test driver what it lacks of saving memory: paused machines, volumes in the pool where a file appears, and
-    that nothing is under way.
+    Teach the test driver what it lacks of saving memory: paused machines, volumes in the pool where a file appears,
+    snapshots inside of a disk, and that nothing is under way.
+
+    :returns: the snapshots there are, and those that were gone back to; by machine and name
     """
+    snapshots = set()
     save, restore = libvirt.virDomain.saveFlags, libvirt.virConnect.restoreFlags
     delete = libvirt.virStorageVol.delete
     paused = libvirt.VIR_DOMAIN_SAVE_PAUSED
@@ -69,10 +73,42 @@ def complete(monkeypatch):
         Path(volume.path()).unlink(missing_ok=True)
         return delete(volume, flags)
 
+    def snapshot_create(domain, description, flags):
+        snapshot = Snapshot(snapshots, domain, ElementTree.fromstring(description).findtext("name"))
+        if flags == libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA:
+            assert not domain.isActive()
+            snapshots.add(snapshot.key)
+        else:
+            assert flags == libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        return snapshot
+
+    def revert(domain, snapshot):
+        assert not domain.isActive()
+        if snapshot.key not in snapshots:
+            raise libvirt.libvirtError("no such snapshot")
+        reverted.append(snapshot.key)
+
+    reverted = []
+    monkeypatch.setattr(libvirt.virDomain, "snapshotCreateXML", snapshot_create)
+    monkeypatch.setattr(libvirt.virDomain, "revertToSnapshot", revert)
     monkeypatch.setattr(libvirt.virDomain, "saveFlags", save_flags)
     monkeypatch.setattr(libvirt.virConnect, "restoreFlags", restore_flags)
     monkeypatch.setattr(libvirt.virStorageVol, "delete", delete_file)
     monkeypatch.setattr(libvirt.virDomain, "jobInfo", lambda domain: [libvirt.VIR_DOMAIN_JOB_NONE])
+    return snapshots, reverted
+
+
+class Snapshot:
+    """What libvirt knows of one of them."""
+
+    def __init__(self, snapshots, domain, name):
+        self.key = (domain.name(), name)
+        self._snapshots = snapshots
+
+    def delete(self, flags=0):
+        """One that is not there is no error, as with QEMU."""
+        if not flags & libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY:
+            self._snapshots.discard(self.key)
 
 
 def provider(uris, **changes):

@@ -201,3 +201,38 @@ def test_a_private_key_is_in_no_file_on_the_master(deployed, tmp_path):
     files = [path for path in tmp_path.rglob("*") if stat.S_ISREG(path.stat().st_mode)]
     assert [path for path in files if b"PRIVATE KEY" in path.read_bytes()] == []
     assert len(files) > 3
+
+
+# Threads
+
+
+def test_threads_that_ask_different_providers_of_one_driver_never_ask_each_others():
+    driver = {"__active_provider_name__": None}
+    exec("def ask():\n    return __active_provider_name__", driver)  # noqa: S102 - a driver's globals are its own
+    active, wrong, start = module._Active(), [], threading.Barrier(8)
+
+    def ask_often(provider):
+        start.wait()
+        for _ in range(200):
+            with active(driver["ask"], provider):
+                if (asked := driver["ask"]()) != provider:
+                    wrong.append((asked, provider))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask_often, ["one:stub", "two:stub"] * 4))
+    assert wrong == []
+    assert driver["ask"]() is None
+
+
+def test_threads_that_ask_the_same_provider_do_not_wait_for_each_other():
+    driver = {}
+    exec("def ask():\n    return __active_provider_name__", driver)  # noqa: S102
+    active, both = module._Active(), threading.Barrier(2, timeout=10)
+
+    def ask():
+        with active(driver["ask"], "one:stub"):
+            both.wait()
+            return driver["ask"]()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [each.result() for each in [pool.submit(ask), pool.submit(ask)]] == ["one:stub"] * 2

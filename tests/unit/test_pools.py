@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 from ClusterShell.NodeSet import NodeSet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saltmarsh.errors import InvalidInput, PillarError
@@ -228,6 +228,7 @@ def test_a_hostlist_that_is_none_is_refused_in_one_line(text):
 ranges = r"\[[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)?\]"
 
 
+@settings(deadline=None)  # how long it takes says how busy the machine is
 @given(
     st.from_regex(rf"[a-c]{{1,2}}({ranges})?(-x({ranges})?)?(,[a-c]{{1,2}}({ranges})?)?", fullmatch=True)
     | st.text(alphabet="vn019[]-,x", max_size=20)

@@ -1,6 +1,7 @@
 """resume: from disk to ready, and the jobs go on where they stopped; what can't come back is not lost."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from views import assert_suspended, assert_working, error_of, reasons, states
@@ -8,6 +9,7 @@ from views import assert_suspended, assert_working, error_of, reasons, states
 from saltmarsh import reporting
 from saltmarsh.errors import InvalidInput, NoCapacity, OperationFailed, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.growing import grow
+from saltmarsh.machine import Phase
 from saltmarsh.model import State
 from saltmarsh.pools import parse_nodes
 from saltmarsh.recovery import recover_abandoned
@@ -31,8 +33,10 @@ def away(controller, slurm):
 
 
 def files(vmstates):
-    """The state files and what is in them."""
-    return [(state.path, state.number, state.suspension) for state in vmstates.state_files()]
+    """The state files and what is in them; whether a snapshot goes with them is their own business."""
+    return [
+        (state.path, state.number, replace(state.suspension, phase=Phase.WRITTEN)) for state in vmstates.state_files()
+    ]
 
 
 def everything(controller):
@@ -89,14 +93,16 @@ def test_slurm_speaks_to_a_node_only_when_clock_and_gate_are_right_and_its_jobs_
     calls = [call for call, _ in order]
     last = {call: max(at for at, each in enumerate(calls) if each == call) for call in calls}
     first = {call: calls.index(call) for call in calls}
-    steps = ["restore", "mark", "unpause", "set_clock", "ready-again", "set_addresses", "resume_jobs", "undrain"]
+    steps = ["restore", "mark", "unpause", "set_clock", "ready-again", "settle", "set_addresses", "resume_jobs"]
+    steps.append("undrain")
     for earlier, later in itertools.pairwise(steps):
         if (earlier, later) in (("mark", "unpause"), ("unpause", "set_clock"), ("set_clock", "ready-again")):
             continue  # each node for itself
         assert last[earlier] < first[later] or earlier == "mark", (earlier, later)
     for name in BOTH:
         own = [call for call, each in order if each == name]
-        assert own == ["restore", "mark", "unpause", "set_clock", "ready-again", "job-processes", "mark", "forget"]
+        first_part = ["restore", "mark", "unpause", "set_clock", "ready-again", "job-processes"]
+        assert own == [*first_part, "settle", "mark", "forget"]
 
 
 def test_no_job_goes_on_while_slurm_speaks_to_the_stand_in(controller, slurm, vmstates):
@@ -371,25 +377,19 @@ def test_a_node_that_is_shrunk_by_count_is_not_one_whose_job_waits_in_it(control
     assert states(controller)["osg1"] is State.FAILED
 
 
-def test_the_memory_of_a_machine_that_has_run_since_is_never_restored(controller, vmstates, provider):
+def test_a_machine_that_died_before_it_was_proven_fit_is_restored_again_with_its_disk(controller, provider, vmstates):
     gate_fails(controller)
     vmstates.die("osg1")
-    before = everything(controller)
-    path = vmstates.look("osg1").state.path
-    with pytest.raises(InvalidInput) as raised:
-        resume(controller, ["osg1"])
-    assert error_of(raised) == (
-        "osg1 is failed (/shared is not mounted) and can't be resumed: "
-        f"its machine died after it had been resumed: {path} no longer fits its disk"
-    )
-    assert everything(controller) == before
+    provider.mend("gate", "osg1")
+    resume(controller, ["osg1"])
+    assert_working(controller, BOTH, [17, 18])
 
 
-def test_machines_that_have_run_and_died_with_their_resume_are_failed_and_never_restored(controller, slurm, vmstates):
-    """Their host loses power after they were let run; the process that resumed them dies as well."""
+def died_while_it_was_resumed(controller, vmstates, moment):
+    """Their host loses power after they were let run; the process that resumes them dies as well."""
 
     def say(line):
-        if "running" in line:
+        if moment in line:
             raise KeyboardInterrupt
 
     with pytest.raises(OperationFailed):
@@ -398,10 +398,21 @@ def test_machines_that_have_run_and_died_with_their_resume_are_failed_and_never_
         vmstates.die(name)
     vmstates.calls.clear()
     assert recover_abandoned(controller) == 1
+
+
+def test_machines_that_died_with_their_resume_before_they_were_proven_fit_are_restored_again(controller, vmstates):
+    died_while_it_was_resumed(controller, vmstates, "running")
+    assert_working(controller, BOTH, [17, 18])
+
+
+def test_machines_whose_jobs_went_on_before_they_died_are_failed_and_never_restored(controller, slurm, vmstates):
+    died_while_it_was_resumed(controller, vmstates, "jobs 17, 18 go on")
     assert {states(controller)[name] for name in BOTH} == {State.FAILED}
     assert set(slurm.killed) == {17, 18}
     assert not {"restore", "put_back", "let_go"} & {call for call, _ in vmstates.calls}
     assert not any(map(slurm.stood_in, BOTH))
+    with pytest.raises(InvalidInput, match=r"its machine died after it had been resumed: /.* no longer fits its disk$"):
+        resume(controller, ["osg1"])
 
 
 def test_machines_that_go_on_after_a_failed_suspend_and_die_then_are_not_taken_for_suspended(

@@ -13,7 +13,7 @@ import pytest
 import salt.scripts
 from views import assert_suspended, assert_untouched, assert_working, states
 
-from saltmarsh import growing, migrating, resuming, shrinking, suspending
+from saltmarsh import breaker, growing, migrating, resuming, shrinking, suspending
 from saltmarsh.errors import LedgerError, PillarError
 from saltmarsh.model import State
 
@@ -72,6 +72,39 @@ def test_suspend_resume_and_migrate(runner, controller, slurm, monkeypatch):
     assert_working(controller, ["osg1", "osg2"], [17])
     assert "memory" not in runner.status()["osg1"]
     assert runner.__context__ == {}
+
+
+def test_checkpoint_restore_and_discard(runner, controller, slurm, monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "alice")
+    runner.grow(1, pool="osg")
+    slurm.start_job(17, "osg1")
+    assert runner.checkpoint("osg1", reason="the big step")["checkpoint"] == 1
+    kept = runner.checkpoints("osg1")[1]
+    assert (kept["by"], kept["why"], kept["jobs"]) == ("alice", "the big step", ["17"])
+    assert runner.restore("osg1", checkpoint=1)["jobs"] == ["17"]
+    assert_working(controller, ["osg1"], [17])
+    assert runner.discard("osg1", 1) == {"discarded": 1}
+    assert runner.checkpoints("osg1") == {}
+    assert runner.__context__ == {}
+
+
+def test_reconcile_says_what_differs_and_mends_it(runner, slurm):
+    slurm.resume_by_hand("osg3")
+    assert [row["when"] for row in runner.reconcile(test=True)["osg3"]] == ["now"]
+    assert slurm.nodes()["osg3"].startable
+    assert set(runner.reconcile()) == {"osg3"}
+    assert slurm.nodes()["osg3"].absent
+    assert runner.reconcile() == {}
+
+
+def test_reset_says_what_had_stopped_a_pool(runner, controller):
+    pool = controller.site.pool("osg")
+    breaker.note(controller, pool, 0, {f"osg{number}": ("no /home", None) for number in (1, 2, 3)})
+    assert runner.pools()["osg"]["stopped"] == "3 nodes in a row have failed, the last: no /home"
+    assert error(runner, "grow", 1, pool="osg")[1] == 1
+    runner.__context__.clear()
+    assert runner.reset("osg") == {"osg": "3 nodes in a row have failed, the last: no /home"}
+    assert set(runner.grow(1, pool="osg")["nodes"]) == {"osg1"}
 
 
 def test_names_say_their_pool(runner):
@@ -202,6 +235,11 @@ def test_bad_input_of_shrink_is_one_line_with_status_2(runner, controller, slurm
         ("history", (), "missing a required argument: 'node'; arguments are node"),
         ("pools", ("osg",), "too many positional arguments; arguments are none"),
         ("nudge", ("*",), "'*' is not a hostlist such as vn[001-004]: '*' can't stand in it"),
+        ("reset", ("metal",), "pool 'metal' does not exist; pools: osg, virtual"),
+        ("reset", (["osg"],), "pool=['osg']: expected text"),
+        ("reconcile", ("soon",), "grace='soon': expected a whole number of seconds"),
+        ("reconcile", (-1,), "grace=-1: expected a whole number of seconds"),
+        ("reconcile", (0, "maybe"), "test='maybe': expected True or False"),
         ("nudge", (["vn001"],), "['vn001'] is not a hostlist such as vn[001-004]: "),
     ],
 )
@@ -312,7 +350,9 @@ def test_slurm_that_is_away_is_one_line_with_status_1(runner, slurm):
         (OSError(28, "No space left on device", "/var/lib/saltmarsh/dns/.x"), 1),
     ],
 )
-@pytest.mark.parametrize("function", ["grow", "shrink", "suspend", "resume", "migrate", "status", "pools", "history"])
+@pytest.mark.parametrize(
+    "function", ["grow", "shrink", "suspend", "resume", "migrate", "reconcile", "status", "pools", "history"]
+)
 def test_whatever_can_not_be_opened_is_one_line(runner, monkeypatch, function, trouble, status):
     def fail(opts):
         raise trouble

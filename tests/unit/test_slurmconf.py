@@ -302,3 +302,31 @@ def test_the_labs_pillar_is_acceptable(checkout):
         key: value for file in files for key, value in yaml.safe_load((checkout / "pillar" / file).read_text()).items()
     }
     assert str(slurmconf.local_copies(pillar)) == "hv[1-2]"
+
+
+def test_slurm_may_start_nodes_of_a_pool_that_is_on_demand_and_of_no_other(pillar):
+    pillar["elastic"]["pools"]["osg"] |= {"on_demand": True, "limits": {"idle": 90, "boot_timeout": 240}}
+    files = slurmconf.render(pillar)
+    partitions = {line["PartitionName"]: line for line in lines(files, "PartitionName")}
+    assert (partitions["osg"]["SuspendTime"], partitions["osg"]["ResumeTimeout"]) == ("90", "300")
+    assert "ResumeTimeout" not in partitions["virtual"]
+    assert "\nSuspendExcParts=virtual\n" in files["slurm.conf"]
+    assert slurmconf.parked(pillar) == tuple(f"vn{number:03d}" for number in range(1, 17))
+    pillar["elastic"]["pools"]["virtual"]["on_demand"] = True
+    assert "SuspendExcParts" not in slurmconf.render(pillar)["slurm.conf"]
+    assert slurmconf.parked(pillar) == ()
+
+
+def test_pools_of_one_partition_agree_on_what_slurm_may_do(pillar):
+    pools = pillar["elastic"]["pools"]
+    pools["virtual"]["partition"] = "osg"
+    pillar["slurm"]["partitions"]["virtual"]["Nodes"] = "hv1"
+    slurmconf.render(pillar)
+    pools["osg"]["on_demand"] = True
+    with pytest.raises(PillarError, match=r"^slurm:partitions:osg: expected the same on_demand and limits:idle of all"):
+        slurmconf.render(pillar)
+    pools["virtual"]["on_demand"] = True
+    slurmconf.render(pillar)
+    pools["virtual"]["limits"] = {"idle": 7}
+    with pytest.raises(PillarError, match=r"limits:idle of all its pools \(osg, virtual\)"):
+        slurmconf.render(pillar)

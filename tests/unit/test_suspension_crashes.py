@@ -4,7 +4,6 @@ Suspend, resume and migrate, killed at every boundary: before each call to a mac
 Whoever comes next finds nodes that all work or are all suspended, with their job, and can go on with them.
 """
 
-import functools
 import multiprocessing
 import os
 import shutil
@@ -15,9 +14,11 @@ from dataclasses import replace
 
 import neighbours
 import pytest
+from deadly import Deadly
 from views import assert_suspended, assert_working, states
 
 from saltmarsh import recovery
+from saltmarsh.checkpointing import checkpoint, restore
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.growing import grow
 from saltmarsh.migrating import migrate
@@ -61,25 +62,13 @@ def migrate_live(controller):
     migrate(controller, NODES, "hv2", by="alice", live=True)
 
 
-class Deadly:
-    """Something whose calls are counted, and which kills the process before one of them."""
+def checkpoint_one(controller):
+    checkpoint(controller, "osg1", by="alice")
 
-    def __init__(self, something, count, only=None):
-        self._something = something
-        self._count = count
-        self._only = only
 
-    def __getattr__(self, name):
-        found = getattr(self._something, name)
-        if not callable(found) or (self._only and name not in self._only):
-            return found
-
-        @functools.wraps(found)
-        def call(*args, **kwargs):
-            self._count(name)
-            return found(*args, **kwargs)
-
-        return call
+def restore_one(controller):
+    """To a checkpoint that was made before."""
+    restore(controller, "osg1", 1, by="alice")
 
 
 class Site:
@@ -150,6 +139,8 @@ ACTS = {
     migrate_both: {State.READY},
     migrate_in_vain: {State.READY},
     migrate_live: {State.READY},
+    checkpoint_one: {State.READY},
+    restore_one: {State.READY},
 }
 
 
@@ -172,6 +163,11 @@ def act(request, site):
     controller.slurm.drain(["osg2"], LOUD)
     if request.param is resume_both:
         suspend_both(controller)
+    if request.param in (checkpoint_one, restore_one):
+        controller.slurm.end_job(JOB)
+        controller.slurm.start_job(JOB, "osg1")
+    if request.param is restore_one:
+        checkpoint_one(controller)
     controller.ledger.close()
     site.keep()
     return request.param

@@ -1,7 +1,5 @@
 """Memory of machines in files, on libvirt's own test driver: what is written, what comes back, and what never does."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from hypervisors import complete, host_uri, provider, spec
 from saltmarsh import identity, libvirt_link, vmstate
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
-from saltmarsh.machine import PowerState, Suspension
+from saltmarsh.machine import Phase, PowerState, Suspension
 from saltmarsh.vmstate import VmStates
 
 WHY = Suspension(1795267800.5, "alice", 'hv1 gets <a> "disk" & more', ("17", "18_[1-4]"), "a fan is loud")
@@ -20,9 +18,14 @@ RAN = replace(WHY, ran=True)
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch):
+def snapshots(monkeypatch):
+    """The snapshots inside of disks, and those that were gone back to."""
+    return complete(monkeypatch)
+
+
+@pytest.fixture
+def make(tmp_path, snapshots):
     """Memory of the machines of hosts hv1, hv2, ... (each given as keywords of host_uri, or as a URI)."""
-    complete(monkeypatch)
     (tmp_path / "states").mkdir()
 
     def make(*hosts, **changes):
@@ -68,6 +71,25 @@ def out(vmstates, name="vn001", why=WHY):
     state = vmstates.save(name, "hv1")
     vmstates.let_go(name, "hv1")
     return state
+
+
+def in_phase(phase, suspension=WHY):
+    return replace(suspension, phase=phase)
+
+
+def restored(state):
+    """A state file from which its machine has been restored."""
+    return replace(state, suspension=in_phase(Phase.RESTORED, state.suspension))
+
+
+def at_work(vmstates, name="vn001", why=WHY):
+    """A machine that was suspended, and is at work again; returns what is left of its state file."""
+    vmstates.restore(out(vmstates, name, why), "hv1")
+    vmstates.unpause(name, "hv1")
+    vmstates.settle(name, "hv1")
+    vmstates.mark(name, "hv1", None)
+    vmstates.forget(name, "hv1")
+    return vmstates.checkpoints([name])
 
 
 # The way of a machine
@@ -126,12 +148,8 @@ def test_a_machine_comes_back_paused_with_its_mark_and_keeps_its_file_until_it_i
     state = out(vmstates)
     vmstates.restore(state, "hv1")
     look = vmstates.look("vn001")
-    assert (look.machine.state, look.machine.uuid, look.suspension, look.state) == (
-        PowerState.PAUSED,
-        uuid,
-        WHY,
-        state,
-    )
+    assert (look.machine.state, look.machine.uuid) == (PowerState.PAUSED, uuid)
+    assert (in_phase(Phase.WRITTEN, look.suspension), look.state) == (WHY, restored(state))
     vmstates.unpause("vn001", "hv1")
     vmstates.forget("vn001", "hv1")
     assert vmstates.look("vn001").state is None
@@ -238,7 +256,7 @@ def test_a_machine_that_was_put_back_is_what_it_was(vmstates):
         vmstates.put_back("vn001", "hv1")
         vmstates.put_back("vn001", "hv1")
         assert domains(vmstates) == {"vn002"}
-        assert vmstates.look("vn001").state == state
+        assert vmstates.look("vn001").state == restored(state)
     assert Path(state.path).exists()
 
 
@@ -260,7 +278,98 @@ def test_a_restore_that_fails_leaves_nothing_but_the_file(vmstates, monkeypatch)
     with pytest.raises(ProviderError, match=r"^hv2: can't restore vn001 from /.*: "):
         vmstates.restore(state, "hv2")
     assert domains(vmstates, "hv2") == set()
-    assert vmstates.look("vn001").state == state
+    assert vmstates.look("vn001").state == restored(state)
+
+
+# The disk that fits
+
+
+def test_the_disk_is_kept_as_it_was_until_the_machine_is_proven_fit(vmstates, snapshots):
+    there, gone_back_to = snapshots
+    vmstates.restore(out(vmstates), "hv1")
+    assert there == {("vn001", "saltmarsh-1")}
+    vmstates.unpause("vn001", "hv1")
+    for _ in range(2):
+        vmstates.settle("vn001", "hv1")
+        assert there == set()
+        assert vmstates.look("vn001").state.suspension.phase is Phase.OVER
+    assert gone_back_to == []
+
+
+def test_a_machine_that_has_run_and_died_comes_back_with_its_disk(vmstates, snapshots):
+    vmstates.restore(out(vmstates), "hv1")
+    vmstates.unpause("vn001", "hv1")
+    connection(vmstates).lookupByName("vn001").destroy()
+    vmstates.restore(vmstates.look("vn001").state, "hv1")
+    assert snapshots == ({("vn001", "saltmarsh-1")}, [("vn001", "saltmarsh-1")])
+    assert vmstates.look("vn001").machine.state is PowerState.PAUSED
+
+
+def test_a_machine_whose_disk_of_then_is_gone_is_not_restored(vmstates, snapshots):
+    vmstates.restore(out(vmstates), "hv1")
+    vmstates.put_back("vn001", "hv1")
+    snapshots[0].clear()
+    with pytest.raises(ProviderError, match=r"^hv1: can't fit the disk of vn001 to /.*/vn001.1.state: "):
+        vmstates.restore(vmstates.look("vn001").state, "hv1")
+    assert "vn001" not in domains(vmstates)
+
+
+def test_a_file_whose_machine_is_at_work_again_is_not_restored(vmstates):
+    vmstates.restore(out(vmstates), "hv1")
+    vmstates.settle("vn001", "hv1")
+    connection(vmstates).lookupByName("vn001").destroy()
+    with pytest.raises(ProviderError, match=r"^hv1: vn001 has been at work since /.*/vn001.1.state was written$"):
+        vmstates.restore(vmstates.look("vn001").state, "hv1")
+
+
+def test_a_file_that_is_kept_becomes_a_checkpoint_when_its_machine_is_at_work(vmstates, snapshots):
+    [checkpoint] = at_work(vmstates, why=replace(WHY, kept=True))
+    assert checkpoint.is_checkpoint
+    assert vmstates.look("vn001").state is vmstates.latest("vn001", "hv1") is None
+    assert vmstates.state_files() == []
+    assert snapshots[0] == {("vn001", "saltmarsh-1")}
+    assert [machine.state for machine in hypervisors(vmstates).machines()] == [PowerState.RUNNING] * 2
+
+
+def test_a_checkpoint_outlives_other_suspensions(vmstates, snapshots):
+    [checkpoint] = at_work(vmstates, why=replace(WHY, kept=True))
+    assert at_work(vmstates) == [checkpoint]
+    assert snapshots[0] == {("vn001", "saltmarsh-1")}
+
+
+def test_a_machine_gives_its_memory_up_for_a_checkpoint_and_has_it_again_afterwards(vmstates, snapshots):
+    [checkpoint] = at_work(vmstates, why=replace(WHY, kept=True))
+    again = Suspension(2e9, "bob", "it went wrong", ("17",))
+    vmstates.mark("vn001", "hv1", again)
+    vmstates.choose(checkpoint, "hv1", again)
+    state = vmstates.look("vn001").state
+    assert (state.path, state.suspension) == (checkpoint.path, replace(again, kept=True, phase=Phase.RESTORED))
+    vmstates.give_up("vn001", "hv1")
+    assert "vn001" not in domains(vmstates)
+    vmstates.restore(state, "hv1")
+    vmstates.unpause("vn001", "hv1")
+    vmstates.settle("vn001", "hv1")
+    vmstates.forget("vn001", "hv1")
+    assert snapshots == ({("vn001", "saltmarsh-1")}, [("vn001", "saltmarsh-1")])
+    assert [each.path for each in vmstates.checkpoints()] == [checkpoint.path]
+
+
+def test_no_machine_gives_up_the_only_memory_it_has(vmstates):
+    at_work(vmstates, why=replace(WHY, kept=True))
+    with pytest.raises(ProviderError, match=r"^hv1: vn001 has no memory but its own, which must not be thrown away$"):
+        vmstates.give_up("vn001", "hv1")
+    assert "vn001" in domains(vmstates)
+
+
+def test_a_discarded_checkpoint_leaves_neither_file_nor_snapshot(vmstates, snapshots):
+    [checkpoint] = at_work(vmstates, why=replace(WHY, kept=True))
+    vmstates.discard(checkpoint, "hv1")
+    assert vmstates.checkpoints() == []
+    assert not Path(checkpoint.path).exists()
+    assert snapshots[0] == set()
+
+
+# What goes wrong with files
 
 
 def test_files_of_others_are_neither_seen_nor_deleted(make, vmstates, tmp_path):
@@ -357,72 +466,3 @@ def test_a_host_that_is_down_is_an_error_and_never_a_machine_that_is_not_there(m
     vmstates = make({}, f"test://{tmp_path}/missing.xml", shared_storage=True)
     with pytest.raises(Unreachable, match="hv2 can't be reached"):
         vmstates.look("vn001", host)
-
-
-# Whose turn it is to write
-
-
-def turn(vmstates, entered, leave, urgent=False, host="hv1"):
-    with vmstates._turn_to_write(host, urgent):
-        entered.append(urgent)
-        leave.wait(10)
-
-
-def test_one_at_a_time_writes(vmstates):
-    lock, writing, most = threading.Lock(), [], []
-
-    def write(urgent):
-        with vmstates._turn_to_write("hv1", urgent):
-            with lock:
-                writing.append(urgent)
-                most.append(len(writing))
-            with lock:
-                writing.pop()
-
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(write, [False, True] * 30))
-    assert most == [1] * 60
-
-
-def test_who_is_urgent_writes_next(vmstates, monkeypatch):
-    """One writes; then one that is not urgent waits, then one that is."""
-    waits = {False: threading.Event(), True: threading.Event()}
-    real, role = vmstate.fcntl.flock, threading.local()
-
-    def flock(file, operation):
-        if file.name.endswith(".lock") and operation == vmstate.fcntl.LOCK_EX and hasattr(role, "urgent"):
-            waits[role.urgent].set()
-        return real(file, operation)
-
-    monkeypatch.setattr(vmstate.fcntl, "flock", flock)
-    entered, leave, done = [], threading.Event(), threading.Event()
-    done.set()
-
-    def wait(urgent):
-        role.urgent = urgent
-        turn(vmstates, entered, done, urgent)
-
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(turn, vmstates, entered, leave)
-        while not entered:
-            assert not first.done()
-        for urgent in (False, True):
-            pool.submit(wait, urgent)
-            assert waits[urgent].wait(10)
-        assert entered == [False]
-        leave.set()
-    assert entered == [False, True, False]
-
-
-def test_each_storage_has_its_own_turn(make):
-    vmstates, entered, at_once = make(), [], threading.Event()
-    at_once.set()
-    with vmstates._turn_to_write("hv1", False):
-        turn(vmstates, entered, at_once, host="hv2")
-    assert entered == [False]
-
-
-def test_a_turn_ends_with_an_error(vmstates):
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError), vmstates._turn_to_write("hv1", True):
-            raise ZeroDivisionError

@@ -5,7 +5,9 @@ Nothing else in the project calls salt-cloud. Errors of a driver are per machine
 """
 
 import copy
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import salt.cloud
 import salt.utils.context
 from salt.exceptions import SaltException
 
-from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
+from saltmarsh.errors import InvalidInput, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
-from saltmarsh.machine import ProviderConfig
+from saltmarsh.machine import Inventory, PowerState, ProviderConfig, Seen
 from saltmarsh.model import nodeset
 from saltmarsh.vmstate import VmStates
 
@@ -55,6 +57,32 @@ class Cloud:
             others = ", ".join(sorted(answering)) or "none"
             raise Unreachable(f"host {host} does not answer; hosts of {_alias(provider)} that do: {others}")
 
+    def inventory(self, profile):
+        """
+        What the provider of a profile has of this cluster, and what could not be asked.
+
+        :param str profile: a profile
+        :rtype: saltmarsh.machine.Inventory
+        :raises InvalidInput: salt-cloud has no such profile, or can't use its provider
+        :raises Unreachable: the provider can't be asked
+        """
+        provider = self._provider(profile)
+        found = self._ask(provider, "inventory")
+        try:
+            machines = tuple(Seen(each["name"], each["host"], PowerState(each["state"])) for each in found["machines"])
+            return Inventory(machines, frozenset(found["saved"]), dict(found["silent"]))
+        except (KeyError, TypeError, ValueError) as err:
+            raise Unreachable(f"provider {_alias(provider)}: its inventory makes no sense: {err!r}") from err
+
+    def provider(self, profile):
+        """
+        The name of a profile's provider.
+
+        :rtype: str
+        :raises InvalidInput: salt-cloud has no such profile
+        """
+        return _alias(self._provider(profile))
+
     def plan(self, rendered_map):
         """
         What salt-cloud would do with a map; does nothing.
@@ -86,7 +114,7 @@ class Cloud:
 
         :param dict planned: as of :meth:`plan`
         :param report: called with a name as soon as it is known what became of it, and with the driver's description of
-            the machine (a dict), or one line saying why there is none (a str)
+            the machine (a dict), or one line saying why there is none (a str; a :class:`Refusal` of the driver)
         """
 
         def create(name):
@@ -95,9 +123,9 @@ class Cloud:
                 self._forget_key(name)
                 return self._cloud.create(planned[name]) or "the driver gave no reason, see the master's log"
             except (SaltException, OSError) as err:
-                return _one_line(err)
+                return Refusal.of(err)
 
-        with ThreadPoolExecutor(min(_WORKERS, len(planned))) as pool:
+        with self._all_active(planned), ThreadPoolExecutor(min(_WORKERS, len(planned))) as pool:
             futures = {pool.submit(create, name): name for name in planned}
             try:
                 for future in as_completed(futures):
@@ -183,9 +211,29 @@ class Cloud:
         except SaltException as err:
             raise Unreachable(f"provider {_alias(provider)}: {_one_line(err)}") from err
 
+    @contextmanager
+    def _all_active(self, planned):
+        """salt-cloud itself makes the provider of each machine the active one, and puts back what it has found."""
+        (provider,) = {machine["provider"] for machine in planned.values()}
+        with _active(self._function(provider, "create"), provider):
+            yield
+
     def _forget_key(self, name):
         for directory in _KEY_DIRECTORIES:
             Path(self._client.opts["pki_dir"], directory, name).unlink(missing_ok=True)
+
+
+class Refusal(str):
+    """One line that says why there is no machine; ``kind`` is the class of the driver's error, or None if not known."""
+
+    kind = None
+
+    @classmethod
+    def of(cls, err):
+        """What is said of an error of a driver, which has converted it to one that salt-cloud knows."""
+        made = cls(_one_line(err))
+        made.kind = type(err.__cause__) if isinstance(err.__cause__, SaltmarshError) else None
+        return made
 
 
 class _Map(salt.cloud.Map):
@@ -209,9 +257,46 @@ def render_map(pool, addresses, host=None):
     return {pool.profile: [{name: {"address": address, **shared}} for name, address in addresses.items()]}
 
 
-def _active(function, provider):
-    """A provider made the active one for a driver's function; for all threads: the name is a global of the driver."""
-    return salt.utils.context.func_globals_inject(function, __active_provider_name__=provider)
+class _Active:
+    """
+    The active provider, which is a global of its driver: threads that need the same one share it, others wait.
+
+    Otherwise one thread could ask another one's provider whether its machine is gone.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._provider = None
+        self._threads = 0
+        self._injected = None
+
+    @contextmanager
+    def __call__(self, function, provider):
+        """
+        A provider made the active one for a driver's functions.
+
+        :param function: one of them
+        :param str provider: ``alias:driver``
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._provider in (None, provider))
+            if self._provider is None:
+                self._injected = salt.utils.context.func_globals_inject(function, __active_provider_name__=provider)
+                self._injected.__enter__()
+                self._provider = provider
+            self._threads += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._threads -= 1
+                if not self._threads:
+                    self._injected.__exit__(None, None, None)
+                    self._provider = None
+                    self._changed.notify_all()
+
+
+_active = _Active()
 
 
 def _alias(provider):

@@ -8,7 +8,7 @@ import os.path
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from saltmarsh.machine import Suspension
+from saltmarsh.machine import Phase, Suspension
 
 # The mark: an element of our own in <metadata>. A domain without it, or with another cluster in it, is not ours.
 MARK = "urn:saltmarsh:machine:1"
@@ -152,11 +152,35 @@ def read_mark(metadata):
 
 def suspension_xml(suspension):
     """The element that says why a machine is suspended."""
-    said = {"at": repr(suspension.at), "by": suspension.by, "why": suspension.why, "drained": suspension.drained}
-    element = ElementTree.Element("suspension", said | ({"ran": "yes"} if suspension.ran else {}))
-    for job in suspension.jobs:
-        ElementTree.SubElement(element, "job").text = job
-    return _text(element)
+    return _text(_suspension_element(suspension))
+
+
+def with_suspension(description, suspension):
+    """The description of a domain, saying this of its suspension."""
+    domain = ElementTree.fromstring(description)
+    metadata = domain.find("metadata")
+    if (old := metadata.find(f"{{{SUSPENSION}}}suspension")) is not None:
+        metadata.remove(old)
+    element = _suspension_element(suspension)
+    element.tag = f"{{{SUSPENSION}}}suspension"
+    metadata.append(element)
+    return _text(domain)
+
+
+def snapshot_xml(name, description=None):
+    """
+    A snapshot of a machine's disks while it is off.
+
+    :param str name: the snapshot's
+    :param str description: the domain's XML, for a snapshot that is there already
+    """
+    snapshot = ElementTree.Element("domainsnapshot")
+    ElementTree.SubElement(snapshot, "name").text = name
+    if description:
+        ElementTree.SubElement(snapshot, "state").text = "shutoff"
+        ElementTree.SubElement(snapshot, "creationTime").text = "0"
+        snapshot.append(ElementTree.fromstring(description))
+    return _text(snapshot)
 
 
 def read_suspension(element):
@@ -189,10 +213,28 @@ def read_saved(description):
     )
 
 
+def _suspension_element(suspension):
+    said = {"at": repr(suspension.at), "phase": suspension.phase}
+    said |= {name: getattr(suspension, name) for name in ("by", "why", "drained")}
+    said |= {name: "yes" for name in ("ran", "kept") if getattr(suspension, name)}
+    element = ElementTree.Element("suspension", said)
+    for job in suspension.jobs:
+        ElementTree.SubElement(element, "job").text = job
+    return element
+
+
 def _suspension(element):
     said = element.attrib
-    jobs = tuple(job.text for job in element)
-    return Suspension(float(said["at"]), said["by"], said["why"], jobs, said["drained"], "ran" in said)
+    return Suspension(
+        at=float(said["at"]),
+        by=said["by"],
+        why=said["why"],
+        jobs=tuple(job.text for job in element),
+        drained=said["drained"],
+        ran="ran" in said,
+        kept="kept" in said,
+        phase=Phase(said["phase"]),
+    )
 
 
 def pool_directory(pool_xml):

@@ -43,6 +43,22 @@ class NoCapacity(ProviderError):
     """No host has room for the machine."""
 
 
+class QuotaExceeded(ProviderError):
+    """The provider's quota is used up."""
+
+
+class Throttled(ProviderError):
+    """The provider asks to come back later."""
+
+
+class BadConfiguration(ProviderError):
+    """The provider refuses what is asked for, and will again: an image, a profile, a network, a permission."""
+
+
+class Stopped(SaltmarshError):
+    """A pool does not grow until somebody has looked into it."""
+
+
 class SlurmError(SaltmarshError):
     """A Slurm command answered with an error."""
 

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from saltmarsh import joining, resuming, shrinking, suspending
+from saltmarsh import breaker, joining, resuming, shrinking, suspending
 from saltmarsh.cloud import render_map
 from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hostlist import fold_words
@@ -21,6 +21,7 @@ _LOOK = 3.0
 _TELL = 1.0
 _MOST_REASONS = 3
 _SILENT = "its minion has not answered"
+_OTHERS_FAILED = "others failed"
 _NOTHING_LEFT = "everything made was removed"
 
 
@@ -65,6 +66,7 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     :raises Conflict: a name is taken
     :raises Unreachable: Slurm, the provider or the host does not answer
     :raises ProviderError: a machine of that name exists
+    :raises Stopped: nodes of the pool have failed too often
     :raises OperationFailed: the nodes did not all become ready; what was made is gone, or failed with a reason
     """
     pool = _pool(controller, what, pool, minimum, host)
@@ -135,15 +137,66 @@ def recover(controller, operation):
     :param Operation operation: the operation, adopted
     :raises SaltmarshError: that can't be done now
     """
-    pool = controller.site.pool(operation.pool)
-    halfway = {
-        node.name: f"its grow ({operation.id}) died"
-        for node in controller.ledger.nodes(operation.nodes)
-        if node.operation == operation.id and node.state is not State.READY
-    }
-    stuck = remove(controller, pool, operation, halfway) if halfway else {}
+    stuck = _clear(controller, operation)
     controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(stuck)]))
-    log.warning("grow %s of a dead process: removed %s", operation.id, nodeset(halfway) or "nothing")
+
+
+def waited_for(controller, operation):
+    """
+    The nodes of a dead grow that boot, and for which Slurm waits with a job: they need not be removed.
+
+    :param Controller controller: what to ask
+    :param Operation operation: the operation
+    :rtype: frozenset[str]
+    :raises SaltmarshError: Slurm can't be asked
+    """
+    booting = {node.name for node in _held(controller, operation) if node.state is State.BOOTING}
+    known = controller.slurm.nodes(booting) if booting else {}
+    return frozenset(name for name, node in known.items() if node.wanted)
+
+
+def carry_on(controller, operation, names):
+    """
+    Wait for nodes of a dead grow until they are ready; what else it left is removed.
+
+    :param Controller controller: what to act through
+    :param Operation operation: the operation, adopted
+    :param names: the nodes, as of :func:`waited_for`
+    :raises SaltmarshError: none became ready, or that can't be done now
+    """
+    pool = controller.site.pool(operation.pool)
+    nodes = controller.ledger.nodes(names)
+    growth = _Growth(controller, pool, operation, nodes, 1, log.info)
+    try:
+        _clear(controller, operation, but=names)
+        growth.wait(pool.limits.boot_timeout)
+        growth.conclude()
+    except BaseException as err:
+        growth.give_up(err)
+        raise
+
+
+def _clear(controller, operation, but=frozenset()):
+    """Remove what a dead grow left halfway; returns, by name, why something is not gone."""
+    pool = controller.site.pool(operation.pool)
+    held = _held(controller, operation)
+    ready = {node.name for node in held if node.state is State.READY}
+    _undrain(controller, ready)
+    halfway = {node.name: f"its grow ({operation.id}) died" for node in held if node.name not in ready | but}
+    log.warning("grow %s of a dead process: removing %s", operation.id, nodeset(halfway) or "nothing")
+    return remove(controller, pool, operation, halfway) if halfway else {}
+
+
+def _held(controller, operation):
+    return [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
+
+
+def _undrain(controller, names):
+    """Of nodes that stay, those that were drained to be removed."""
+    known = controller.slurm.nodes(names) if names else {}
+    controller.slurm.undrain(
+        [name for name, node in known.items() if "DRAIN" in node.states and node.reason == _OTHERS_FAILED]
+    )
 
 
 class _Growth:
@@ -158,6 +211,7 @@ class _Growth:
         self.least = least
         self.ready = set()
         self.failed = {}
+        self.refused = {}  # by name, the class of the error with which a machine could not be made
         self.over = False
         self._progress = _Progress(say)
 
@@ -175,6 +229,7 @@ class _Growth:
 
     def _created(self, name, outcome):
         if isinstance(outcome, str):
+            self.refused[name] = getattr(outcome, "kind", None)
             self.ledger.move(self.operation, {name}, State.FAILED, reason=outcome)
         else:
             self.ledger.move(self.operation, {name}, State.BOOTING, host=outcome.get("host"))
@@ -213,11 +268,13 @@ class _Growth:
 
     def conclude(self):
         """Keep what is ready if it is enough, give back the rest, and say what came of it."""
+        failed = {name: (why, self.refused.get(name)) for name, why in self.failed.items()}
+        breaker.note(self.controller, self.pool, len(self.ready), failed)
         if len(self.ready) >= self.least:
             self._undo(self.failed, "done")
             return {"nodes": {name: self._account(name) for name in sorted(self.ready)}, "failed": self.failed}
         outcome = f"{len(self.ready)} of {len(self.addresses)} nodes became ready, {self.least} needed"
-        left = self._undo(dict.fromkeys(self.addresses, "others failed") | self.failed, outcome)
+        left = self._undo(dict.fromkeys(self.addresses, _OTHERS_FAILED) | self.failed, outcome)
         reasons = fold_words(self.failed)
         if len(reasons) > _MOST_REASONS:
             reasons[_MOST_REASONS:] = [f"{len(reasons) - _MOST_REASONS} more reasons"]
@@ -256,10 +313,15 @@ class _Growth:
 
     def _busy(self, names):
         """The ready ones of these nodes on which Slurm has started jobs, with the jobs' ids; the others are drained."""
-        ready = [node.name for node in self.ledger.nodes(names, states={State.READY})]
-        busy = shrinking.drain(self.controller, ready, "others failed", 0) if ready else {}
-        if busy:
-            self.controller.slurm.undrain(busy)
+        ready = {node.name for node in self.ledger.nodes(names, states={State.READY})}
+        busy = shrinking.drain(self.controller, ready, _OTHERS_FAILED, 0) if ready else {}
+        if not busy:
+            return {}
+        jobs = self.controller.slurm.jobs(busy)
+        # One that waits for nodes that will not come has not begun: it returns to the queue with them.
+        vain = {job.id for job in jobs if "CONFIGURING" in job.states and not ready.issuperset(job.nodes)}
+        busy = {name: ids for name, ids in busy.items() if not vain.issuperset(ids)}
+        self.controller.slurm.undrain(busy)
         return busy
 
     def _account(self, name):
@@ -326,6 +388,7 @@ def _pool(controller, what, pool, minimum, host):
 
 def _checked(controller, what, pool, minimum, host):
     """The names that would be taken, if nothing stands against it."""
+    breaker.check(controller, pool)
     names = controller.ledger.claimable(pool, **_claim(what, minimum))
     controller.cloud.check(pool, host)
     controller.slurm.ping()

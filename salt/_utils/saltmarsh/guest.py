@@ -1,15 +1,19 @@
 """
 What is asked of a node's operating system by its guest agent, when neither Slurm nor Salt may speak to it.
 
-The two programs are put there by the states ``gate`` (salt/gate/files).
+The programs are put there by the states ``gate`` (salt/gate/files).
 """
 
+import logging
 import time
 
 from saltmarsh.errors import ProviderError
 
+log = logging.getLogger(__name__)
+
 JOB_PROCESSES = "/usr/local/libexec/saltmarsh/job-processes"
 READY_AGAIN = "/usr/local/libexec/saltmarsh/ready-again"
+PART = "/usr/local/libexec/saltmarsh/part"
 GUEST_SECONDS = 60
 GATE_SECONDS = 400  # a few file systems that each take their time
 _POLL = 0.1
@@ -93,6 +97,19 @@ class Guest:
             except ProviderError as err:
                 wrong.append(str(err))
         return wrong
+
+    def part(self):
+        """
+        End what ties a machine to others that is about to be replaced by what it was before.
+
+        What could not be ended is logged: the gate tells what comes of it.
+        """
+        try:
+            code, out, err = self._run([PART], timeout=GATE_SECONDS)
+        except ProviderError as trouble:
+            code, out, err = 1, str(trouble), ""
+        if code:
+            log.warning("%s: %s", self._node.name, " ".join((out + err).split()))
 
     def restart_slurmd(self):
         """Have slurmd register anew; its jobs' processes are not its own service's (KillMode=process)."""

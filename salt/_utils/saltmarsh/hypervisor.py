@@ -89,13 +89,14 @@ class Hypervisors:
                 found += [machine for machine in each if machine]
         if self.config.state_dir:
             there = {machine.name for machine in found}
-            saved = {state.name: state.machine for state in self.state_files(hosts=hosts) if state.machine}
+            files = [state for state in self.state_files(hosts=hosts) if state.machine and not state.is_checkpoint]
+            saved = {state.name: state.machine for state in files}
             found += [machine for name, machine in saved.items() if name not in there]
         return sorted(found, key=lambda machine: machine.name)
 
     def state_files(self, names=None, hosts=None):
         """
-        The state files of this cluster's machines, the latest of each machine first.
+        The state files of this cluster's machines, the latest of each machine first; checkpoints are among them.
 
         :param names: only of these machines
         :param list hosts: names of the hosts to ask; all if not given. Of those that share their storage, one answers
@@ -338,8 +339,9 @@ class Hypervisors:
                 return host, connection, domain
         if silent:
             raise Unreachable(f"{name} was not found, but: " + "; ".join(str(err) for err in silent))
-        if self.config.state_dir and (saved := self.state_files([name], hosts)):
-            raise NotFound(f"machine {name} is suspended, its memory is in {saved[0].path}")
+        saved = self.state_files([name], hosts) if self.config.state_dir else []
+        if path := next((state.path for state in saved if not state.is_checkpoint), None):
+            raise NotFound(f"machine {name} is suspended, its memory is in {path}")
         there = ", ".join(self.config.hosts if hosts is None else hosts)
         raise NotFound(f"no machine {name} of cluster {self.config.cluster} on {there}")
 

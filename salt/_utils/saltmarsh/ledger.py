@@ -314,6 +314,18 @@ class Ledger:
         only = "WHERE finished IS NULL" if unfinished else ""
         return tuple(map(_as_operation, self._query(f"SELECT * FROM operations {only} ORDER BY id")))
 
+    def totals(self):
+        """
+        All operations that have ended: verb, whether they did what was asked for, how many, and the seconds they took.
+
+        :rtype: list[tuple[str, bool, int, float]]
+        """
+        rows = self._query(
+            "SELECT verb, outcome = 'done' AS done, count(*), sum(finished - started) FROM operations "
+            "WHERE finished IS NOT NULL GROUP BY verb, done"
+        )
+        return [(verb, bool(done), count, seconds) for verb, done, count, seconds in rows]
+
     def abandoned(self):
         """
         Unfinished operations whose owner is dead, oldest first.

@@ -5,7 +5,7 @@ Values only: nothing here talks to anything. Memory is in MiB, disks are in GiB.
 """
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -177,6 +177,33 @@ class Machine:
     uuid: str
 
 
+class Phase(StrEnum):
+    """How far the memory in a state file has come, and so what must be done to the machine's disk to fit it."""
+
+    WRITTEN = "written"  # nothing: the machine has not run since
+    RESTORED = "restored"  # put it back to its snapshot: the machine may have run since
+    OVER = "over"  # it can't be done any more: the machine is at work again
+    CHECKPOINT = "checkpoint"  # put it back to its snapshot; the machine is at work again, and this is kept beside it
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A machine of this cluster in an inventory."""
+
+    name: str
+    host: str
+    state: PowerState
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a provider has of this cluster, and what it could not be asked."""
+
+    machines: tuple[Seen, ...]
+    saved: frozenset[str] = frozenset()  # names of which there is a state file
+    silent: dict[str, str] = field(default_factory=dict)  # hosts that did not answer, and why
+
+
 @dataclass(frozen=True)
 class Suspension:
     """What a machine was doing when it was suspended, and who wanted it; kept with the machine and with its memory."""
@@ -186,7 +213,9 @@ class Suspension:
     why: str
     jobs: tuple[str, ...] = ()  # Slurm's handles of the jobs that were stopped for it
     drained: str = ""  # why Slurm had the node drained before
-    ran: bool = False  # the machine has run since, so that its disk is no longer what its state file knows
+    ran: bool = False  # the machine has run since; said of a machine, never in a state file
+    kept: bool = False  # its state file becomes a checkpoint when the machine is at work again
+    phase: Phase = Phase.WRITTEN  # said in a state file; means nothing of a machine
 
 
 @dataclass(frozen=True)
@@ -203,6 +232,11 @@ class StateFile:
     suspension: Suspension | None
     trouble: str = ""  # why the machine can't be restored from it
 
+    @property
+    def is_checkpoint(self):
+        """Whether it is kept beside a machine that is at work."""
+        return self.suspension is not None and self.suspension.phase is Phase.CHECKPOINT
+
 
 @dataclass(frozen=True)
 class Look:
@@ -211,7 +245,7 @@ class Look:
     machine: Machine | None  # None: no domain
     busy: bool  # libvirt is at work on it, for example saves its memory
     suspension: Suspension | None  # what it was marked with and not yet unmarked; None also without a domain
-    state: StateFile | None  # the latest state file
+    state: StateFile | None  # the latest state file that is no checkpoint
 
 
 @dataclass(frozen=True)

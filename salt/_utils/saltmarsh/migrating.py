@@ -55,14 +55,24 @@ def migrate(controller, names, host, *, by, live=False, say=log.info):
     operation, done = suspending.carry_out(
         controller, "migrate", names, by=by, why=f"migrate to {host}", urgent=False, say=say
     )
+    bring_back(controller, operation, done, host, say)
+    seconds = round(time.monotonic() - begun, 2)
+    return {node.name: {"host": node.host, "seconds": seconds} for node in controller.ledger.nodes(done)}
+
+
+def bring_back(controller, operation, names, host, say):
+    """
+    Resume nodes that the operation has suspended, and end it.
+
+    :param str host: where, if it can; None leaves them where they were
+    :raises OperationFailed: they are not all back there; says what became of them
+    """
     try:
-        troubles = _come_back(controller, operation, done, host, say)
+        troubles = _come_back(controller, operation, names, host, say)
     except BaseException as err:
         _give_up(controller, operation, err)
         raise
     resuming.finish(controller, operation, troubles)
-    seconds = round(time.monotonic() - begun, 2)
-    return {node.name: {"host": node.host, "seconds": seconds} for node in controller.ledger.nodes(done)}
 
 
 def recover(controller, operation):

@@ -209,6 +209,7 @@ class Limits(_Frozen):
 
     max_nodes: WholeNumber | None = Field(None, description="a whole number of nodes above 0")
     boot_timeout: WholeNumber = Field(600, description="a whole number of seconds above 0")
+    idle: WholeNumber = Field(600, description="a whole number of seconds above 0")
 
 
 class Lease(_Frozen):
@@ -231,7 +232,9 @@ class Pool(_Frozen):
     Node names and addresses that share a profile, an image, limits and Slurm attributes.
 
     ``nodes`` and ``addresses`` are in the order in which pillar lists them; the first node has the first address.
-    ``memory`` is in MiB, ``limits.boot_timeout`` in seconds; ``limits.max_nodes`` None means all of them.
+    ``memory`` is in MiB, ``limits.boot_timeout`` in seconds; ``limits.max_nodes`` None means all of them. Nodes of a
+    pool that is ``on_demand`` come when Slurm has a job for them, and go when they were idle for ``limits.idle``
+    seconds.
     """
 
     name: Label = Field(description="a host name")
@@ -248,6 +251,7 @@ class Pool(_Frozen):
     partition: Partition = Field(description="the name of a Slurm partition")
     features: tuple[Word, ...] = Field((), description="a list of Slurm features")
     weight: WholeNumber = Field(1, description="a whole number above 0, Slurm's weight of a node")
+    on_demand: bool = Field(False, strict=True, description="True or False")
     limits: Limits = Limits()
 
     def __contains__(self, node):

@@ -33,17 +33,17 @@ def remove(controller, pool, operation, reasons, say=log.info):
     nodes = {node.name: node for node in controller.ledger.nodes(reasons)}
     claimed = {name for name, node in nodes.items() if node.state is State.CLAIMED}
     if claimed:
-        _unclaim(controller, operation, {name: nodes[name].address for name in claimed}, say)
+        _unclaim(controller, pool, operation, {name: nodes[name].address for name in claimed}, say)
     made = {name: node for name, node in nodes.items() if name not in claimed}
     return _destroy(controller, pool, operation, made, reasons, say) if made else {}
 
 
-def _unclaim(controller, operation, addresses, say):
+def _unclaim(controller, pool, operation, addresses, say):
     slurm = controller.slurm
     # Slurm has a node that is in use although the ledger had it free: it is not ours to end its jobs.
-    expected = [name for name, node in slurm.nodes(addresses).items() if node.absent]
+    expected = [name for name, node in slurm.nodes(addresses).items() if node.absent or node.wanted]
     slurm.release({name: addresses[name] for name in expected}, RELEASE_SECONDS)
-    _free(controller, operation, addresses.keys(), "given back", say)
+    _free(controller, pool, operation, addresses.keys(), "given back", say)
 
 
 def _destroy(controller, pool, operation, nodes, reasons, say):
@@ -60,7 +60,7 @@ def _destroy(controller, pool, operation, nodes, reasons, say):
     keys = controller.cloud.accepted_keys()
     stuck |= {name: "its minion key is still accepted" for name in nodes if name not in stuck and name in keys}
     if gone := nodes.keys() - stuck.keys():
-        _free(controller, operation, gone, "gone", say)
+        _free(controller, pool, operation, gone, "gone", say)
     stuck = {name: f"not proven gone: {why}" for name, why in stuck.items()}
     for name, why in stuck.items():
         ledger.move(operation, {name}, State.FAILED, reason=why)
@@ -86,7 +86,9 @@ def _release(slurm, addresses):
         return {name: str(err) for name, node in known.items() if not (node.absent and node.reason == NOT_GROWN)}
 
 
-def _free(controller, operation, names, words, say):
+def _free(controller, pool, operation, names, words, say):
     controller.dns.remove(names)
+    if pool.on_demand:
+        controller.slurm.offer(names)
     controller.ledger.move(operation, names, State.FREE)
     say(f"{nodeset(names)}: {words}")

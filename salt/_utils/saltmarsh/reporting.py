@@ -4,6 +4,8 @@ import time
 from collections import Counter
 from datetime import datetime
 
+from saltmarsh import breaker, reconciling
+from saltmarsh.comparing import explain
 from saltmarsh.errors import SaltmarshError, SlurmError, Unreachable
 from saltmarsh.model import State
 from saltmarsh.slurm import ids_by_node
@@ -19,16 +21,30 @@ def status(controller, names=None):
     :param Controller controller: what to ask
     :param names: only these, free ones too
     :returns: by name: pool, state, since, host, address, reason, slurm (its state there), jobs (ids); of one that is
-        suspended memory: its state file, the file's size in bytes and its age in seconds, or that it is lost
+        suspended memory: its state file, the file's size in bytes and its age in seconds, or that it is lost; trouble:
+        why a node that is ready can't be used, and what else differs, if anything
     :rtype: dict
     :raises InvalidInput: a name that is in no pool
     """
     nodes = {node.name: node for node in controller.ledger.nodes(names)}
     wanted = list(nodes if names is None else names)
     rows = {name: _row(nodes[name]) if name in nodes else _free_row(controller.site, name) for name in wanted}
-    in_slurm = _in_slurm(controller, wanted)
+    ready = {name for name in wanted if name in nodes and nodes[name].state is State.READY}
+    in_slurm, trouble = _in_slurm(controller, wanted, ready)
     memory = _memory(controller, [node for node in nodes.values() if node.state is State.SUSPENDED])
-    return {name: rows[name] | in_slurm[name] | memory.get(name, {}) for name in wanted}
+    for each in reconciling.last(controller).seen:
+        words = trouble.setdefault(each.finding.subject, [])
+        words[:] = [
+            *(word for word in words if word != each.finding.why),
+            f"{each.finding.why} (since {_when(each.since)})",
+        ]
+    return {
+        name: rows[name]
+        | in_slurm[name]
+        | memory.get(name, {})
+        | ({"trouble": trouble[name]} if name in trouble else {})
+        for name in wanted
+    }
 
 
 def _row(node):
@@ -54,19 +70,38 @@ def _free_row(site, name):
     }
 
 
-def _in_slurm(controller, names):
-    """What Slurm says of each node; that it can't be asked is an answer, too."""
+def _in_slurm(controller, names, ready):
+    """What Slurm says of each node, and why it can't use ready ones; that it can't be asked is an answer, too."""
     if not names:
-        return {}
+        return {}, {}
     try:
         known = controller.slurm.nodes(names)
         jobs = ids_by_node(controller.slurm.jobs(names))
     except (SlurmError, Unreachable) as err:
-        return {name: {"slurm": f"{UNKNOWN}: {err}", "jobs": UNKNOWN} for name in names}
-    return {
+        return {name: {"slurm": f"{UNKNOWN}: {err}", "jobs": UNKNOWN} for name in names}, {}
+    rows = {
         name: {"slurm": known[name].state if name in known else "not in Slurm's configuration", "jobs": jobs[name]}
         for name in names
     }
+    return rows, {name: [why] for name in ready & known.keys() if (why := explain(known[name]))}
+
+
+def differences(seen, grace):
+    """
+    What :func:`saltmarsh.reconciling.reconcile` has found.
+
+    :param seen: what it returned
+    :param float grace: as it was given
+    :returns: by node, machine or host, everything that differs: why, since when, what mends it, and when
+    :rtype: dict[str, list[dict]]
+    """
+    report = {}
+    for each, due in seen:
+        row = {"why": each.finding.why, "since": _when(each.since)}
+        if each.finding.repair:
+            row |= {"repair": str(each.finding.repair), "when": "now" if due else f"at {_when(each.since + grace)}"}
+        report.setdefault(each.finding.subject, []).append(row)
+    return report
 
 
 def _memory(controller, nodes):
@@ -93,11 +128,11 @@ def _file(state):
 
 def pools(controller):
     """
-    Every pool: what it is, and how many of its nodes are in which state.
+    Every pool: what it is, how many of its nodes are in which state, and why it does not grow if it does not.
 
     :rtype: dict
     """
-    report = {}
+    report, stops = {}, breaker.stops(controller)
     for pool in controller.site.pools.values():
         nodes = controller.ledger.nodes(pool=pool.name)
         counts = Counter(str(node.state) for node in nodes)
@@ -111,6 +146,7 @@ def pools(controller):
             "free": len(pool.nodes) - len(nodes),
             "size": len(pool.nodes),
             **dict(sorted(counts.items())),
+            **({"stopped": stops[pool.name].why} if pool.name in stops else {}),
         }
     return report
 

@@ -16,7 +16,7 @@ from saltmarsh import standin
 from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
 from saltmarsh.guest import Guest
 from saltmarsh.hostlist import fold_words
-from saltmarsh.machine import Look, PowerState
+from saltmarsh.machine import Look, Phase, PowerState
 from saltmarsh.model import State, nodeset
 
 log = logging.getLogger(__name__)
@@ -282,6 +282,8 @@ def _hand_over(controller, operation, nodes, marks, away, say):
     """Slurm speaks to the nodes again, their jobs go on, new ones come; returns by name why one does not register."""
     slurm = controller.slurm
     names = [node.name for node in nodes]
+    # Before the first job does anything that must not be done twice.
+    each_node(nodes, lambda node: controller.vmstates_of(node.name).settle(node.name, node.host))
     slurm.set_addresses({node.name: node.address for node in nodes})
     stopped = sorted({job for name in names if marks[name] for job in marks[name].jobs})
     if stopped:
@@ -368,7 +370,9 @@ def _lost(look):
         return "its state file is lost" if look.machine is None else "its machine is off, and has no state file"
     if look.state.machine is None:
         return look.state.trouble
-    if look.machine is not None and (look.suspension is None or look.suspension.ran):
+    has_run = look.machine is not None and (look.suspension is None or look.suspension.ran)
+    phase = look.state.suspension.phase
+    if phase is Phase.OVER or (has_run and phase is not Phase.RESTORED):
         return f"its machine died after it had been resumed: {look.state.path} no longer fits its disk"
     return None
 

@@ -86,8 +86,11 @@ def recover(controller, operation):
     """
     pool = controller.site.pool(operation.pool)
     nodes = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
-    _give_back(controller, operation, {node.name for node in nodes if node.state is State.DRAINING})
-    halfway = {node.name: node.reason for node in nodes if node.state is State.DESTROYING}
+    draining = {node.name for node in nodes if node.state is State.DRAINING}
+    # Slurm would have nothing of it.
+    given_up = {name for name, node in _in_slurm(controller, draining) if pool.on_demand and node.given_up}
+    _give_back(controller, operation, draining - given_up)
+    halfway = {node.name: node.reason for node in nodes if node.state is State.DESTROYING or node.name in given_up}
     stuck = remove(controller, pool, operation, halfway) if halfway else {}
     controller.ledger.finish(operation, "; ".join(["its process died", *fold_words(stuck)]))
 
@@ -137,6 +140,10 @@ def _choose(controller, what, pool):
         raise InvalidInput(f"pool {pool.name}: {len(candidates)} nodes can be shrunk, {what} asked for")
     order = sorted(candidates, key=lambda node: (node.state is not State.FAILED, len(jobs[node.name])))
     return tuple(node.name for node in order[:what])
+
+
+def _in_slurm(controller, names):
+    return controller.slurm.nodes(names).items() if names else ()
 
 
 def _refuse_jobs_asleep(controller, names):

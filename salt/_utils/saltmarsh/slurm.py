@@ -11,7 +11,8 @@ docs/decisions/0004-cloud-node-states.md):
 ``IDLE+CLOUD``                       its slurmd has registered; ``ReturnToService=2`` makes it so by itself
 ``IDLE+CLOUD+DRAIN``                 drained (:func:`drain`)
 ``DOWN+CLOUD+POWERING_DOWN``         being given back (:func:`release`), for ``SuspendTimeout``
-``IDLE+CLOUD+POWERED_DOWN``          new in slurm.conf: Slurm would start it for a job; :func:`park` makes it not there
+``IDLE+CLOUD+POWERED_DOWN``          Slurm may start it for a job (:func:`offer`); :func:`park` makes it not there
+``ALLOCATED+CLOUD+POWERING_UP``      Slurm has called ResumeProgram for a job: it is wanted
 ===================================  ===========================================================================
 
 Every function raises :class:`Unreachable` when slurmctld does not answer, :class:`SlurmError` when it refuses.
@@ -68,6 +69,16 @@ class SlurmNode:
     def startable(self):
         """Slurm takes the node for one that it may start for a job (ResumeProgram)."""
         return "POWERED_DOWN" in self.states and "DOWN" not in self.states
+
+    @property
+    def wanted(self):
+        """Slurm waits for the node to boot, for a job."""
+        return "POWERING_UP" in self.states and "DOWN" not in self.states
+
+    @property
+    def given_up(self):
+        """Slurm has taken the node's machine for gone, or asked for that (SuspendProgram)."""
+        return not self.states.isdisjoint(("POWERING_DOWN", "POWERED_DOWN"))
 
     @property
     def registered(self):
@@ -184,11 +195,23 @@ def park(names):
     return startable
 
 
+def offer(names):
+    """
+    Let Slurm start nodes by itself that are not there; others stay as they are.
+
+    :param names: nodes of pools
+    """
+    absent = tuple(name for name, node in nodes(names).items() if node.absent)
+    for chunk in _chunks(absent):
+        _update_nodes(chunk, state="RESUME")
+
+
 def expect(addresses):
     """
     Nodes that are not there are about to boot: set their addresses, and say so in their reason.
 
-    The address is set here because slurmctld keeps the one it last had for a CLOUD node, whatever slurm.conf says.
+    One that Slurm wants for a job keeps its state, and its job. The address is set here because slurmctld keeps the one
+    it last had for a CLOUD node, whatever slurm.conf says.
 
     :param dict addresses: the address of each node by name
     :raises SlurmError: also if a node is not in Slurm's configuration or is there already
@@ -196,9 +219,10 @@ def expect(addresses):
     known = nodes(addresses)
     if missing := [name for name in addresses if name not in known]:
         raise SlurmError(f"{fold(missing)} is not in Slurm's configuration: run slurm.push_config")
-    if there := [node for node in known.values() if not (node.absent or node.startable)]:
+    if there := [node for node in known.values() if not (node.absent or node.startable or node.wanted)]:
         raise SlurmError(f"Slurm has {_listed(there)}: expected DOWN+CLOUD+POWERED_DOWN, release it first")
-    for chunk in _chunks(tuple(addresses)):
+    set_addresses({name: address for name, address in addresses.items() if known[name].wanted})
+    for chunk in _chunks(tuple(name for name in addresses if not known[name].wanted)):
         _update_nodes(chunk, nodeaddr=fold(map(addresses.get, chunk)), state="DOWN", reason=GROWING)
 
 

@@ -43,16 +43,20 @@ DEFAULTS = {
 }
 
 # What the life of a pool's node rests on. Without the two programs every reconfigure makes nodes that are not there
-# IDLE; without a SuspendTime on their partition Slurm refuses POWER_DOWN; the partition is excluded, so that only
-# shrink takes a node away; a rate would give back one node per second.
+# IDLE; without a SuspendTime on their partition Slurm refuses POWER_DOWN; the partition is excluded unless its pools
+# are on demand, so that only shrink takes a node away; a rate would give back one node per second. Idleness takes no
+# node away that is not simply idle: one that is suspended is drained.
 FIXED = {
     "SuspendProgram": f"{POWER_PROGRAM}-down",
     "ResumeProgram": f"{POWER_PROGRAM}-up",
+    "ResumeFailProgram": f"{POWER_PROGRAM}-failed",
+    "SuspendExcStates": "DOWN,DRAIN,INVALID_REG,NOT_RESPONDING",
     "SuspendTime": "INFINITE",
     "SuspendRate": "0",
     "ResumeRate": "0",
 }
 _POOL_PARTITION = {"SuspendTime": "3600"}
+_AFTER_BOOT = 60  # seconds: a grow ends, and says why, before Slurm gives the node up by itself
 _OWN_KEYWORDS = {"ClusterName", "SlurmctldHost", "NodeName", "PartitionName", "DownNodes", "SuspendExcParts", *FIXED}
 
 # What slurmd would run on the controller in the place of a node that is suspended.
@@ -250,6 +254,16 @@ def pool_addresses(pillar):
     }
 
 
+def parked(pillar):
+    """
+    The nodes of pools that Slurm may not start by itself.
+
+    :rtype: tuple[str, ...]
+    :raises PillarError: as :func:`render`
+    """
+    return tuple(name for pool in _read(pillar)[1] if not pool.on_demand for name in pool.nodes)
+
+
 def real_memory(memory):
     """
     What Slurm may count on in a VM of this size. Below what the VM's slurmd reports, or Slurm would drain the node.
@@ -287,15 +301,14 @@ def _line(error):
 
 
 def _slurm_conf(settings, pools):
-    pool_partitions = {pool.partition for pool in pools}
     config = {
         "ClusterName": settings.cluster_name,
         "SlurmctldHost": f"{settings.controller.name}({settings.controller.address})",
         **_override(DEFAULTS, settings.config),
         **FIXED,
     }
-    if pools:
-        config["SuspendExcParts"] = ",".join(sorted(pool_partitions))
+    if excluded := {pool.partition for pool in pools if not pool.on_demand}:
+        config["SuspendExcParts"] = ",".join(sorted(excluded))
     lines = [_HEADER + _lines(config), _record("NodeName", settings.standin, _standin_keywords(settings.controller))]
     for name in sorted(settings.nodes):
         lines.append(_record("NodeName", name, settings.nodes[name]))
@@ -304,9 +317,16 @@ def _slurm_conf(settings, pools):
     for name in sorted(settings.partitions):
         keywords = settings.partitions[name]
         nodes = _partition_nodes(name, _get(keywords, "Nodes"), settings, pools)
-        extra = _POOL_PARTITION if name in pool_partitions else {}
+        extra = _partition_keywords([pool for pool in pools if pool.partition == name])
         lines.append(_record("PartitionName", name, _override(extra, _override(keywords, {"Nodes": nodes}))))
     return "".join(lines)
+
+
+def _partition_keywords(own):
+    if not any(pool.on_demand for pool in own):
+        return _POOL_PARTITION if own else {}
+    booted = max(pool.limits.boot_timeout for pool in own)
+    return {"SuspendTime": own[0].limits.idle, "ResumeTimeout": booted + _AFTER_BOOT}
 
 
 def _partition_nodes(name, given, settings, pools):
@@ -415,6 +435,13 @@ def _partition_mistakes(settings, pools):
         known.update(pool.nodeset)
         if pool.partition not in settings.partitions:
             yield f"slurm:partitions:{pool.partition}: expected this partition, pool {pool.name} is in it"
+    for name in dict.fromkeys(pool.partition for pool in pools):
+        own = [pool for pool in pools if pool.partition == name]
+        if len({(pool.on_demand, pool.on_demand and pool.limits.idle) for pool in own}) > 1:
+            yield (
+                f"slurm:partitions:{name}: expected the same on_demand and limits:idle of all its pools "
+                f"({', '.join(pool.name for pool in own)}), Slurm has them for a partition"
+            )
     for name, keywords in settings.partitions.items():
         key = f"slurm:partitions:{name}"
         nodes = _get(keywords, "Nodes")

@@ -136,7 +136,7 @@ class Controller:
             if addresses.keys() - slurm.nodes().keys():
                 # Slurm would start a new node for a job that waits. So no job starts until the new ones are parked.
                 self._apply(slurmconf.render_idle(self._pillar))
-                slurm.park(addresses)
+                slurm.park(slurmconf.parked(self._pillar))
             self._apply(files)
             if not slurm.is_config_current():
                 raise SlurmError("slurmctld does not run with the new files after scontrol reconfigure")

@@ -38,7 +38,7 @@ def directory(host, connection, config):
 
 def listing(host, connection, config, names=None):
     """
-    The state files of this cluster's machines, the latest of each machine first.
+    The state files of this cluster's machines, checkpoints among them, the latest of each machine first.
 
     Whose an incomplete or damaged one is can't be read: it counts as the machine's whose name it bears.
 
@@ -56,6 +56,14 @@ def listing(host, connection, config, names=None):
     return sorted(filter(None, found), key=lambda each: (each.name, -each.number))
 
 
+def machine_names(host, connection, config):
+    """The names of machines of which there is a state file, whosever they are; no file is opened."""
+    pool = directory(host, connection, config)
+    with asking(host, connection, f"can't list {config.state_dir}"):
+        refresh(pool)
+        return {match["machine"] for name in pool.listVolumes() if (match := _NAME.fullmatch(name))}
+
+
 def read(host, connection, config, path):
     """
     A state file wherever it is on the host.
@@ -70,6 +78,13 @@ def read(host, connection, config, path):
     if machine is None:
         raise ProviderError(f"{host}: {path} is of no machine of cluster {config.cluster}")
     return StateFile(machine.name, 0, path, host, 0, 0.0, machine, suspension)
+
+
+def amend(host, connection, state, suspension):
+    """Write into a state file another word on its suspension."""
+    with asking(host, connection, f"can't write to {state.path}"):
+        description = connection.saveImageGetXMLDesc(state.path, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+        connection.saveImageDefineXML(state.path, xml.with_suspension(description, suspension))
 
 
 def next_path(name, existing, config):

@@ -86,11 +86,12 @@ def suspend(controller, names, *, by, why, urgent=False, say=log.info):
     return done
 
 
-def carry_out(controller, verb, names, *, by, why, urgent, say):
+def carry_out(controller, verb, names, *, by, why, urgent, say, kept=False):
     """
     As :func:`suspend`, as the first part of an operation that still holds the nodes afterwards.
 
     :param str verb: what is being done
+    :param bool kept: the state files become checkpoints when the nodes are back
     :returns: the operation, and what :func:`suspend` returns
     :rtype: tuple[Operation, dict]
     """
@@ -106,7 +107,7 @@ def carry_out(controller, verb, names, *, by, why, urgent, say):
             to=State.SUSPENDING,
             reason=standin.reason(by, time.time(), why),
         )
-        leaving = _Leaving(controller, operation, nodes, by, why, urgent, say)
+        leaving = Leaving(controller, operation, nodes, Suspension(operation.started, by, why, kept=kept), urgent, say)
         try:
             if leaving.drain():
                 return operation, leaving.carry_out()
@@ -117,14 +118,14 @@ def carry_out(controller, verb, names, *, by, why, urgent, say):
     raise Conflict(f"{nodeset(names)}: parallel jobs begin faster than their nodes can be drained; try again")
 
 
-class _Leaving:
+class Leaving:
     """Nodes on their way to disk, held by an operation."""
 
-    def __init__(self, controller, operation, nodes, by, why, urgent, say):
+    def __init__(self, controller, operation, nodes, suspension, urgent, say):
         self._controller = controller
         self._operation = operation
         self._nodes = {node.name: node for node in nodes}
-        self._suspensions = dict.fromkeys(self._nodes, Suspension(operation.started, by, why))
+        self._suspensions = dict.fromkeys(self._nodes, suspension)
         self._urgent = urgent
         self._say = say
         self._seconds = Seconds()
@@ -147,8 +148,7 @@ class _Leaving:
 
     def carry_out(self):
         """Everything after the drain; returns what to tell of each node."""
-        with self._seconds.of("stop"):
-            self._stop_jobs()
+        self.stop_jobs()
         with self._seconds.of("freeze"):
             self._freeze()
         with self._seconds.of("save"):
@@ -165,6 +165,13 @@ class _Leaving:
             }
             for name, state in saved.items()
         }
+
+    def choose(self, states):
+        """In place of the memory that they have, the nodes get that of these checkpoints; they are suspended then."""
+        standin.stand_in(self._controller, self._nodes)
+        for name, state in states.items():
+            self._machines[name].choose(state, self._nodes[name].host, self._suspensions[name])
+        give_up_memory(self._controller, self._operation, self._nodes.values())
 
     def take_back(self, why):
         """Let everything go on as before, and end the operation."""
@@ -203,6 +210,12 @@ class _Leaving:
                 raise Conflict(f"{nodeset(self._nodes)}: jobs neither run nor end: {words}")
             time.sleep(_POLL)
 
+    def stop_jobs(self):
+        """Stop the nodes' jobs, and wait until no process of theirs runs; returns what each node is marked with."""
+        with self._seconds.of("stop"):
+            self._stop_jobs()
+        return self._suspensions
+
     def _stop_jobs(self):
         slurm = self._controller.slurm
         running = [job for job in slurm.jobs(self._nodes) if "RUNNING" in job.states]
@@ -238,6 +251,14 @@ class _Leaving:
     def _note(self, words):
         self._say(f"{nodeset(self._nodes)}: {words}")
         self._controller.ledger.move(self._operation, self._nodes, State.SUSPENDING, reason=words)
+
+
+def give_up_memory(controller, operation, nodes):
+    """Nodes for which a checkpoint has been chosen leave their hosts."""
+    for node in nodes:
+        Guest(controller, node).part()
+        controller.vmstates_of(node.name).give_up(node.name, node.host)
+    leave(controller, operation, nodes)
 
 
 def leave(controller, operation, nodes):

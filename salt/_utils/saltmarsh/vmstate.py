@@ -7,41 +7,26 @@ comes back, and every host that sees its files can take it up. A host that doesn
 that isn't there.
 """
 
-import base64
-import contextlib
-import fcntl
-import json
-import logging
-import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import libvirt
-import libvirt_qemu
 
 from saltmarsh import domain as xml
-from saltmarsh import statefiles
+from saltmarsh import guestagent, snapshots, statefiles
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, Unreachable
 from saltmarsh.hypervisor import undefine
 from saltmarsh.libvirt_link import asking
-from saltmarsh.machine import Look
+from saltmarsh.machine import Look, Phase
 from saltmarsh.model import nodeset
 from saltmarsh.storage import bytes_left
-
-log = logging.getLogger(__name__)
+from saltmarsh.turns import turn_to_write
 
 # What a state file may have beyond the memory in use: device state, and what doesn't compress.
 MARGIN = 1.1
 _OVERHEAD = 32 * 1024**2  # bytes
 _IMAGE_FORMAT = "image_format"  # VIR_DOMAIN_SAVE_PARAM_IMAGE_FORMAT, which libvirt-python before 11.2 has no name for
-_AGENT_CALL = 10  # seconds for one answer of a guest agent
-_CLOCK_OFFSET = 0.3  # seconds
-_POLL = 0.05
-_AGENT_AWAY = (
-    libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
-    libvirt.VIR_ERR_AGENT_UNSYNCED,
-    libvirt.VIR_ERR_OPERATION_INVALID,
-)
 
 
 class VmStates:
@@ -67,8 +52,7 @@ class VmStates:
         :raises Unreachable: a host doesn't answer
         """
         hosts = [host] if host else None
-        saved = self._hypervisors.state_files([name], hosts) if self._config.state_dir else []
-        state = saved[0] if saved else None
+        state = self._latest(name, hosts) if self._config.state_dir else None
         try:
             where, connection, domain = self._hypervisors.find(name, hosts)
         except NotFound:
@@ -86,12 +70,15 @@ class VmStates:
         :rtype: StateFile
         :raises Unreachable: no host that could have it answers
         """
-        hosts = None if self._config.shared_storage else [host]
-        return next(iter(self._hypervisors.state_files([name], hosts)), None)
+        return self._latest(name, None if self._config.shared_storage else [host])
 
     def state_files(self, names=None, hosts=None):
-        """As :meth:`saltmarsh.hypervisor.Hypervisors.state_files`."""
-        return self._hypervisors.state_files(names, hosts)
+        """As :meth:`saltmarsh.hypervisor.Hypervisors.state_files`, without checkpoints."""
+        return [state for state in self._hypervisors.state_files(names, hosts) if not state.is_checkpoint]
+
+    def checkpoints(self, names=None, hosts=None):
+        """As :meth:`saltmarsh.hypervisor.Hypervisors.state_files`, checkpoints only."""
+        return [state for state in self._hypervisors.state_files(names, hosts) if state.is_checkpoint]
 
     def check_room(self, places):
         """
@@ -162,10 +149,10 @@ class VmStates:
         :raises Unreachable: the host doesn't answer (any more); what became of it isn't known
         """
         where, connection, domain = self._hypervisors.find(name, [host])
-        with self._turn_to_write(host, urgent):
+        with turn_to_write(self._locks, f"writer-{self._config.cluster}-{self._storage(host)}", urgent):
             path = statefiles.next_path(name, self._hypervisors.state_files([name], [host]), self._config)
             self._write(where, connection, domain, path)
-        for state in self._hypervisors.state_files([name], [host]):
+        for state in self.state_files([name], [host]):
             if state.path == path and state.machine:
                 return state
         raise ProviderError(f"{host}: the memory of {name} was written, but there is no complete {path}")
@@ -202,15 +189,15 @@ class VmStates:
             where, connection, domain = self._hypervisors.find(name, [host])
         except NotFound:
             return
-        saved = self._hypervisors.state_files([name], [host])
-        if not saved or not saved[0].machine:
+        state = self._latest(name, [host])
+        if not state or not state.machine:
             raise ProviderError(f"{host}: {name} has no complete state file and must not be undefined")
         with asking(where, connection, f"can't undefine {name}"):
             if domain.isActive():
                 raise ProviderError(f"{host}: {name} is still active")
             mark = self._suspension(domain)
             if mark is None or mark.ran:
-                raise ProviderError(f"{host}: {name} has run since {saved[0].path} was written")
+                raise ProviderError(f"{host}: {name} has run since {state.path} was written")
             undefine(domain)
 
     def choose_host(self, state, host=None, last=None):
@@ -251,7 +238,10 @@ class VmStates:
 
     def restore(self, state, host):
         """
-        Bring a machine back from its state file, paused; :meth:`unpause` is next. The file stays.
+        Bring a machine back from its state file, paused; :meth:`unpause` is next.
+
+        The file stays, and the disk as it was with it, until :meth:`settle` or :meth:`forget`: until then it can be
+        done again.
 
         :param StateFile state: the machine's memory
         :param str host: where
@@ -266,6 +256,8 @@ class VmStates:
             with asking(host, connection, f"can't define {state.name}"):
                 domain = connection.defineXML(connection.saveImageGetXMLDesc(state.path))
         try:
+            if state.suspension:
+                self._fit_disk(host, connection, domain, state)
             with asking(host, connection, f"can't restore {state.name} from {state.path}"):
                 connection.restoreFlags(state.path, None, libvirt.VIR_DOMAIN_SAVE_PAUSED | self._cache_flag)
         except ProviderError:
@@ -291,11 +283,58 @@ class VmStates:
                 domain.destroy()
         self.let_go(name, host)
 
+    def settle(self, name, host):
+        """A machine that was restored is fit for work: there is no way back any more, but to a checkpoint."""
+        where, connection, domain = self._hypervisors.find(name, [host])
+        state = self._latest(name, [host])
+        if state and state.machine and state.suspension.phase is Phase.RESTORED and not state.suspension.kept:
+            # In this order: a file that is over is never restored; what is left of a snapshot goes with its disk.
+            self._enter(where, connection, state, Phase.OVER)
+            with asking(where, connection, f"can't delete a snapshot of {name}"):
+                snapshots.drop(domain, state)
+
     def forget(self, name, host):
-        """Delete a machine's state files."""
+        """Delete a machine's state files; one that was to be kept is a checkpoint from now on."""
         [connection] = self._hypervisors.connect([host]).values()
-        saved = self._hypervisors.state_files([name], [host])
-        statefiles.delete(host, connection, self._config, [state.path for state in saved])
+        saved = self.state_files([name], [host])
+        kept = [
+            each for each in saved if each.machine and each.suspension.kept and each.suspension.phase is Phase.RESTORED
+        ]
+        for state in kept:
+            self._enter(host, connection, state, Phase.CHECKPOINT)
+        statefiles.delete(host, connection, self._config, [state.path for state in saved if state not in kept])
+
+    def choose(self, state, host, suspension):
+        """
+        Make a checkpoint what its machine will be restored from; :meth:`give_up` is next.
+
+        :param StateFile state: the checkpoint
+        :param Suspension suspension: why
+        """
+        [connection] = self._hypervisors.connect([host]).values()
+        statefiles.amend(host, connection, state, replace(suspension, kept=True, phase=Phase.RESTORED))
+
+    def give_up(self, name, host):
+        """
+        Throw away the memory that a machine has, for that in its state file.
+
+        :raises ProviderError: it has none that it could be restored from
+        """
+        where, connection, domain = self._hypervisors.find(name, [host])
+        state = self._latest(name, [host])
+        if not state or not state.machine or state.suspension.phase is not Phase.RESTORED:
+            raise ProviderError(f"{host}: {name} has no memory but its own, which must not be thrown away")
+        with asking(where, connection, f"can't give up the memory of {name}"):
+            if domain.isActive():
+                domain.destroy()
+            undefine(domain)
+
+    def discard(self, state, host):
+        """Delete a checkpoint of a machine that is there."""
+        where, connection, domain = self._hypervisors.find(state.name, [host])
+        statefiles.delete(where, connection, self._config, [state.path])
+        with asking(where, connection, f"can't delete a snapshot of {state.name}"):
+            snapshots.drop(domain, state)
 
     def check_target(self, places, target):
         """
@@ -342,66 +381,12 @@ class VmStates:
                 domain.migrateToURI3(uri, named, flags)
 
     def set_clock(self, name, host, patience):
-        """
-        Step the guest's clock to this machine's, and see that it is.
-
-        Not by libvirt's own virDomainSetTime: the agent would write the hardware clock as well, for half a second under
-        emulation (measured), and QEMU's has followed the host's all the time.
-
-        :param float patience: seconds until its guest agent must have answered
-        :returns: how far off it is now, in seconds
-        :raises ProviderError: the agent does not answer, or the clock can't be set
-        """
-        where, connection, domain = self._hypervisors.find(name, [host])
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                code, _, said = self.run_in_guest(name, host, ["/usr/bin/date", f"--set=@{time.time():.6f}"])
-                with asking(where, connection, f"can't read the clock of {name}"):
-                    asked = time.time()
-                    guest = domain.getTime()
-                    offset = guest["seconds"] + guest["nseconds"] / 1e9 - (asked + time.time()) / 2
-            except ProviderError as err:
-                cause = err.__cause__
-                away = isinstance(cause, libvirt.libvirtError) and cause.get_error_code() in _AGENT_AWAY
-                if not away or time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL)
-                continue
-            if abs(offset) <= _CLOCK_OFFSET:
-                return offset
-            if time.monotonic() > deadline:
-                why = f" ({' '.join(said.split())})" if code else ""
-                raise ProviderError(f"{host}: the clock of {name} is {offset:+.3f} s off after it was set{why}")
+        """As :func:`saltmarsh.guestagent.set_clock`."""
+        return guestagent.set_clock(*self._hypervisors.find(name, [host]), patience)
 
     def run_in_guest(self, name, host, argv, text="", timeout=60):
-        """
-        Run a program in the guest, by its agent.
-
-        :param argv: the program's path and its arguments
-        :param str text: its standard input
-        :param float timeout: seconds
-        :returns: its exit status, and what it wrote to stdout and stderr
-        :rtype: tuple[int, str, str]
-        :raises ProviderError: the agent does not answer, or the program did not end in time
-        """
-        where, connection, domain = self._hypervisors.find(name, [host])
-
-        def ask(command, **arguments):
-            with asking(where, connection, f"can't ask the guest agent of {name}"):
-                request = json.dumps({"execute": command, "arguments": arguments})
-                return json.loads(libvirt_qemu.qemuAgentCommand(domain, request, _AGENT_CALL, 0))["return"]
-
-        deadline = time.monotonic() + timeout
-        program, *rest = argv
-        given = {"input-data": base64.b64encode(text.encode()).decode()} if text else {}
-        pid = ask("guest-exec", path=program, arg=rest, **{"capture-output": True}, **given)["pid"]
-        while not (status := ask("guest-exec-status", pid=pid))["exited"]:
-            if time.monotonic() > deadline:
-                raise ProviderError(f"{host}: {program} in {name} has not ended within {timeout:g} s")
-            time.sleep(_POLL)
-        out, err = (base64.b64decode(status.get(key, "")).decode(errors="replace") for key in ("out-data", "err-data"))
-        return status.get("exitcode", 128 + status.get("signal", 0)), out, err
+        """As :func:`saltmarsh.guestagent.run`."""
+        return guestagent.run(*self._hypervisors.find(name, [host]), argv, text, timeout)
 
     def _write(self, host, connection, domain, path):
         flags = libvirt.VIR_DOMAIN_SAVE_PAUSED | self._cache_flag
@@ -411,6 +396,23 @@ class VmStates:
             else:
                 format_ = {_IMAGE_FORMAT: self._config.state_format}
                 domain.saveParams({libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: path, **format_}, flags)
+
+    def _fit_disk(self, host, connection, domain, state):
+        with asking(host, connection, f"can't fit the disk of {state.name} to {state.path}"):
+            match state.suspension.phase:
+                case Phase.WRITTEN:
+                    snapshots.make(domain, state)
+                    self._enter(host, connection, state, Phase.RESTORED)
+                case Phase.RESTORED:
+                    snapshots.go_back(domain, state)
+                case Phase.OVER | Phase.CHECKPOINT:
+                    raise ProviderError(f"{host}: {state.name} has been at work since {state.path} was written")
+
+    def _enter(self, host, connection, state, phase):
+        statefiles.amend(host, connection, state, replace(state.suspension, phase=phase))
+
+    def _latest(self, name, hosts):
+        return next(iter(self.state_files([name], hosts)), None)
 
     @property
     def _cache_flag(self):
@@ -451,40 +453,3 @@ class VmStates:
 
     def _storage(self, host):
         return "shared" if self._config.shared_storage else host
-
-    @contextlib.contextmanager
-    def _turn_to_write(self, host, urgent):
-        """
-        One at a time per storage. Who is urgent holds a second lock, shared, from before it waits until it is done;
-        who is not gives way as long as anybody holds that.
-        """
-        stem = f"writer-{self._config.cluster}-{self._storage(host)}"
-        try:
-            self._locks.mkdir(parents=True, exist_ok=True)
-            turn, before = ((self._locks / f"{stem}.{kind}").open("a") for kind in ("lock", "urgent"))
-        except OSError as err:
-            raise ProviderError(f"memory can't be written without a lock: {err}") from err
-        with turn, before:
-            try:
-                if urgent:
-                    fcntl.flock(before, fcntl.LOCK_SH)
-                    fcntl.flock(turn, fcntl.LOCK_EX)
-                else:
-                    self._wait_behind_urgent(turn, before)
-                yield
-            finally:
-                for lock in (turn, before):
-                    fcntl.flock(lock, fcntl.LOCK_UN)  # closing isn't enough if the process has forked meanwhile
-
-    def _wait_behind_urgent(self, turn, before):
-        while True:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            try:
-                fcntl.flock(before, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fcntl.flock(turn, fcntl.LOCK_UN)
-                fcntl.flock(before, fcntl.LOCK_EX)
-                fcntl.flock(before, fcntl.LOCK_UN)
-            else:
-                fcntl.flock(before, fcntl.LOCK_UN)
-                return

@@ -39,14 +39,15 @@ class Machine:
         self._log = (directory / "log").open("wb")
         self._process = None
 
-    def open(self, base, power_programs):
+    def open(self, base, power_program):
         """Boot it from a root file system, which stays as it is."""
         layers = f"lowerdir={base},upperdir={self.directory / 'upper'},workdir={self.directory / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "slurm-test", "-o", layers, self.root], check=True)
         programs = self.root / "usr/local/libexec/saltmarsh"
         programs.mkdir(parents=True)
-        for program in power_programs:
-            shutil.copy(program, programs)
+        for what in ("up", "down", "failed"):
+            shutil.copy(power_program, programs / f"slurm-power-{what}")
+        self.bell.mkdir(parents=True)
         # The seam looks for plugins from out here.
         shutil.copytree(self.root / PLUGINS, self.shared / "plugins")
         namespaces = ["--mount", "--net", "--uts", "--ipc"]
@@ -60,6 +61,11 @@ class Machine:
         for name in COMMANDS:
             (self.commands / name).write_text(f'#!/bin/sh\nexec {" ".join(self.enter(name))} "$@"\n')
             (self.commands / name).chmod(0o755)
+
+    @property
+    def bell(self):
+        """Where slurmctld rings when it wants nodes, or gives some up."""
+        return self.root / "var/lib/saltmarsh/power"
 
     def close(self):
         """End everything in the machine, and take it down."""
@@ -140,12 +146,12 @@ class Machine:
             os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not self.standin_processes(), 20)
 
-    def boot(self, *names):
+    def boot(self, *names, options=""):
         """Start the slurmd of nodes, as the ready gate does on a VM."""
         spool = "mount -t tmpfs t /run/slurm && mount -t tmpfs t /var/lib/slurm/slurmd && hostname $0 && exec "
         for name in names:
             self.start("ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c",
-                       f"{spool} slurmd -D -N $0 --conf-server ctl:6817", name)  # fmt: skip
+                       f"{spool} slurmd -D -N $0 {options} --conf-server ctl:6817", name)  # fmt: skip
 
     def cut(self, *names):
         """Cut nodes off from the network: nobody answers there, as when their VMs are on disk."""
@@ -227,7 +233,7 @@ def machine(checkout, tmp_path_factory):
     images.install_tools()
     machine = Machine(tmp_path_factory.mktemp("slurm"))
     try:
-        machine.open(images.machine_root(), (checkout / "salt/slurm/files").glob("slurm-power-*"))
+        machine.open(images.machine_root(), checkout / "salt/slurm/files/slurm-power")
         yield machine
     finally:
         machine.close()
@@ -290,5 +296,9 @@ def cluster(machine, pillar, monkeypatch):
         os.kill(pid, signal.SIGKILL)
     machine.signal_slurmctld(signal.SIGKILL)
     wait_until(lambda: not machine.slurmctld_runs(), 10)
-    for path in (*machine.shared.glob("count.*"), *(machine.root / "var/lib/slurm/slurmctld").iterdir()):
+    for path in (
+        *machine.bell.iterdir(),
+        *machine.shared.glob("count.*"),
+        *(machine.root / "var/lib/slurm/slurmctld").iterdir(),
+    ):
         path.unlink() if path.is_file() else shutil.rmtree(path)

@@ -110,14 +110,6 @@ def test_a_node_grows_at_the_address_it_is_given_now(cluster):
     assert slurm.nodes("vn001")["vn001"].address == "10.77.0.101"
 
 
-def test_a_node_that_somebody_resumes_gives_its_job_back_and_is_not_there_again(cluster):
-    cluster.run("scontrol", "update", "nodename=vn001", "state=resume")
-    job = cluster.submit("-w", "vn001")
-    wait_until(lambda: cluster.job(job).reason == "BeginTime", 20)  # requeued by slurm-power-up
-    wait_until(lambda: slurm.nodes("vn001")["vn001"].absent, 30)
-    grow(cluster, VN1)
-
-
 def test_parking_touches_only_what_slurm_would_start(cluster):
     grow(cluster, VN1)
     cluster.run("scontrol", "update", "nodename=vn002", "state=resume")

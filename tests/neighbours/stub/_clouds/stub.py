@@ -9,6 +9,8 @@ import salt.config
 import salt.utils.cloud
 from salt.exceptions import SaltCloudExecutionFailure, SaltCloudSystemExit
 
+from saltmarsh import errors
+
 
 def __virtual__():
     return get_configured_provider() is not False
@@ -72,6 +74,21 @@ def show_instance(name, call=None):
     return list_nodes_full()[name]
 
 
+def inventory(call=None):
+    _show("list", "all")
+    silent = {host: why for host in get_configured_provider()["hosts"] if (why := _fault("host", host)) is not None}
+    found = [json.loads(path.read_text()) for path in (_store() / "machines").iterdir()]
+    return {
+        "machines": [
+            {"name": each["name"], "host": each["host"], "state": each.get("power", "running")}
+            for each in found
+            if each["host"] not in silent
+        ],
+        "saved": {path.name.partition(".")[0] for path in (_store() / "states").glob("*.state")},
+        "silent": silent,
+    }
+
+
 def avail_images(call=None):
     return {image: {} for image in get_configured_provider()["images"]}
 
@@ -99,7 +116,8 @@ def _show(function, name):
     if why == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if why is not None:
-        raise SaltCloudExecutionFailure(why)
+        kind, _, text = why.rpartition("|")
+        raise SaltCloudExecutionFailure(text) from (getattr(errors, kind)(text) if kind else None)
 
 
 def _see(host):

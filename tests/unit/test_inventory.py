@@ -1,0 +1,93 @@
+"""What all hosts have, in a few calls to each; on libvirt's own test driver (real libvirt, hypervisors in memory)."""
+
+import libvirt
+import pytest
+from hypervisors import host_uri, provider, spec
+
+from saltmarsh import identity, libvirt_link
+from saltmarsh.hypervisor import Hypervisors
+from saltmarsh.inventory import inventory
+from saltmarsh.machine import Inventory, PowerState, Seen
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Hypervisors of hosts hv1, hv2, ... (each given as keywords of host_uri, or as a URI)."""
+
+    def make(*hosts, **changes):
+        uris = {f"hv{number}": host_uri(tmp_path, f"hv{number}", **host) if isinstance(host, dict) else host
+                for number, host in enumerate(hosts, start=1)}  # fmt: skip
+        return Hypervisors(provider(uris, **changes), tmp_path / "cache")
+
+    return make
+
+
+def create(hypervisors, number, **changes):
+    asked = spec(number, **changes)
+    return hypervisors.create(asked, identity.by_credentials(asked))
+
+
+def domain(hypervisors, name):
+    return hypervisors.find(name)[2]
+
+
+def test_each_machine_of_this_cluster_is_told_with_its_host_and_state_and_no_other(make):
+    hypervisors = make({"foreign": {"web": 512}}, {})
+    create(hypervisors, 1, host="hv1")
+    create(hypervisors, 2, host="hv2")
+    create(hypervisors, 3, host="hv2")
+    domain(hypervisors, "vn002").suspend()
+    domain(hypervisors, "vn003").destroy()
+    found = inventory(hypervisors)
+    assert set(found.machines) == {
+        Seen("vn001", "hv1", PowerState.RUNNING),
+        Seen("vn002", "hv2", PowerState.PAUSED),
+        Seen("vn003", "hv2", PowerState.STOPPED),
+    }
+    assert (found.saved, found.silent) == (frozenset(), {})
+
+
+def test_a_host_that_does_not_answer_is_told_and_the_others_machines_are_there(make, monkeypatch):
+    monkeypatch.setattr(libvirt_link, "CONNECT_TIMEOUT", 0.5)
+    hypervisors = make({}, "qemu+tcp://127.0.0.1:9/system")
+    create(hypervisors, 1, host="hv1")
+    found = inventory(hypervisors)
+    assert [machine.name for machine in found.machines] == ["vn001"]
+    assert list(found.silent) == ["hv2"]
+    assert found.silent["hv2"].startswith("hv2 can't be reached: ")
+
+
+def test_if_no_host_answers_all_are_silent(make, monkeypatch):
+    monkeypatch.setattr(libvirt_link, "CONNECT_TIMEOUT", 0.5)
+    found = inventory(make("qemu+tcp://127.0.0.1:9/system"))
+    assert found == Inventory((), frozenset(), found.silent)
+    assert list(found.silent) == ["hv1"]
+
+
+def test_a_host_that_answers_in_part_is_silent(make, monkeypatch):
+    hypervisors = make({}, state_dir="/srv/elsewhere")
+    create(hypervisors, 1)
+    found = inventory(hypervisors)
+    assert found.machines == ()
+    assert list(found.silent) == ["hv1"]
+    assert "/srv/elsewhere" in found.silent["hv1"]
+
+
+def test_names_with_state_files_are_told_without_opening_one(make, tmp_path, monkeypatch):
+    states = tmp_path / "states"
+    states.mkdir()
+    hypervisors = make({}, state_dir=str(states))
+    [connection] = hypervisors.connect().values()
+    pool = connection.storagePoolLookupByName("states")
+    for name in ("vn004.1.state", "vn004.2.state", "notes.txt"):
+        pool.createXML(f"<volume><name>{name}</name><capacity>1</capacity></volume>")
+    monkeypatch.delattr(libvirt.virConnect, "saveImageGetXMLDesc")
+    assert inventory(hypervisors).saved == {"vn004"}
+
+
+def test_whose_a_domain_is_is_asked_once(make, monkeypatch):
+    hypervisors = make({"foreign": {"web": 512}})
+    create(hypervisors, 1)
+    inventory(hypervisors)
+    monkeypatch.delattr(libvirt.virDomain, "metadata")
+    assert [machine.name for machine in inventory(hypervisors).machines] == ["vn001"]
