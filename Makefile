@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 READY := .venv/made
 TIERS ?= unit functional lab
 
-.PHONY: help venv test lint demo bench bench-suspend image docs lock clean python
+.PHONY: help venv test test-openstack lint demo bench bench-suspend bench-openstack image docs lock clean python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16 | sed 's/^/  make /'
@@ -23,6 +23,11 @@ test: $(READY) ## run every tier of tests, the fast ones first (TIERS="unit func
 	  .venv/bin/pytest tests/$$tier || { echo "make test: tests/$$tier failed" >&2; exit 1; }; \
 	done
 
+test-openstack: $(READY) ## run the tests of the OpenStack driver, also on two real clouds
+	@.venv/bin/pytest tests/unit/test_servers.py tests/unit/test_serverstates.py tests/unit/test_cloud_openstack.py \
+	  tests/unit/test_failover.py
+	@.venv/bin/pytest tests/openstack
+
 lint: $(READY) ## ruff, salt-lint, every SLS renders, changelog, reference
 	@tools/lint
 
@@ -34,6 +39,9 @@ bench: $(READY) ## print the table of ratios
 
 bench-suspend: $(READY) ## print the table of pause, suspend, checkpoint, snapshot and stop
 	@bench/suspend_table.py
+
+bench-openstack: $(READY) ## print the table of 50 servers by our driver and by bare openstacksdk
+	@.venv/bin/python -B bench/openstack_table.py
 
 image: python ## build the golden image
 	@lab/lab image

@@ -20,19 +20,16 @@ address and minion keys when it boots; nothing is copied to it over SSH. See ``d
 import dataclasses
 import functools
 import logging
-import os
-import socket
 import uuid
 
 import salt.config
 import salt.utils.cloud
-import salt.utils.files
-from salt.exceptions import SaltCloudConfigError, SaltCloudExecutionFailure, SaltCloudNotFound, SaltCloudSystemExit
+
+from saltmarsh import driver, identity
+from saltmarsh.errors import InvalidInput, Unreachable
 
 # Never "import libvirt" here: this module has that name, and its directory is on the path while it is loaded.
 try:
-    from saltmarsh import identity
-    from saltmarsh.errors import InvalidInput, NotFound, SaltmarshError, Unreachable
     from saltmarsh.hypervisor import Hypervisors
     from saltmarsh.inventory import inventory as take_inventory
     from saltmarsh.machine import MachineSpec, ProviderConfig
@@ -85,18 +82,11 @@ def get_dependencies():
 
 
 def _converted(function):
-    """A foreign exception would end a whole map: raise what salt-cloud knows, with the same one line."""
-
+    # Not in saltmarsh.driver: Salt sets the active provider among the globals of the function that it calls.
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
-        try:
+        with driver.errors_converted():
             return function(*args, **kwargs)
-        except InvalidInput as err:
-            raise SaltCloudConfigError(str(err)) from err
-        except NotFound as err:
-            raise SaltCloudNotFound(str(err)) from err
-        except SaltmarshError as err:
-            raise SaltCloudExecutionFailure(str(err)) from err
 
     return wrapper
 
@@ -118,18 +108,18 @@ def create(vm_):
         salt-cloud -p virtual vn001
         salt-cloud -m cloud.maps.d/example.map
     """
-    _fire(vm_, "creating", "starting create")
+    driver.fire(__opts__, vm_, "creating", "starting create")
     try:
         # Not the active provider: there is one for all threads, and they may create machines of several providers.
         hypervisors = _hypervisors(vm_["provider"])
-        spec = _spec(vm_)
+        spec = MachineSpec.read(driver.with_address(vm_), driver.what(vm_))
         given = _identity(spec, vm_)
-        _fire(vm_, "requesting", "requesting instance")
+        driver.fire(__opts__, vm_, "requesting", "requesting instance")
         machine = hypervisors.create(spec, given)
     except BaseException:
-        _forget_key(vm_)
+        driver.forget_key(__opts__, vm_)
         raise
-    _fire(vm_, "created", "created instance")
+    driver.fire(__opts__, vm_, "created", "created instance")
     return _shape(machine)
 
 
@@ -149,11 +139,10 @@ def destroy(name, call=None, host=None):
 
         salt-cloud -d vn001
     """
-    if call == "function":
-        raise SaltCloudSystemExit("destroy is for machines: use -d, --destroy, -a or --action")
-    _fire({"name": name}, "destroying", "destroying instance")
+    driver.not_a_function(call)
+    driver.fire(__opts__, {"name": name}, "destroying", "destroying instance")
     _hypervisors().destroy(name, host)
-    _fire({"name": name}, "destroyed", "destroyed instance")
+    driver.fire(__opts__, {"name": name}, "destroyed", "destroyed instance")
     return {"Destroyed": f"{name} was destroyed"}
 
 
@@ -173,7 +162,7 @@ def list_nodes(call=None):
 
         salt-cloud -Q
     """
-    _not_an_action(call, "list_nodes")
+    driver.not_an_action(call, "list_nodes")
     keys = ("id", "image", "size", "state", "private_ips", "public_ips")
     return {name: {key: node[key] for key in keys} for name, node in _nodes().items()}
 
@@ -191,7 +180,7 @@ def list_nodes_min(call=None):
 
         salt-cloud -f list_nodes_min lab
     """
-    _not_an_action(call, "list_nodes_min")
+    driver.not_an_action(call, "list_nodes_min")
     return {name: {"state": node["state"]} for name, node in _nodes().items()}
 
 
@@ -208,7 +197,7 @@ def list_nodes_full(call=None):
 
         salt-cloud -F
     """
-    _not_an_action(call, "list_nodes_full")
+    driver.not_an_action(call, "list_nodes_full")
     return _nodes()
 
 
@@ -241,7 +230,7 @@ def inventory(call=None):
 
         salt-cloud -f inventory lab
     """
-    _not_an_action(call, "inventory")
+    driver.not_an_action(call, "inventory")
     return dataclasses.asdict(take_inventory(_hypervisors()))
 
 
@@ -260,7 +249,7 @@ def show_instance(name, call=None):
 
         salt-cloud -a show_instance vn001
     """
-    _only_an_action(call, "show_instance")
+    driver.only_an_action(call, "show_instance")
     return _shape(_hypervisors().show(name))
 
 
@@ -278,7 +267,7 @@ def start(name, call=None):
 
         salt-cloud -a start vn001
     """
-    _only_an_action(call, "start")
+    driver.only_an_action(call, "start")
     _hypervisors().start(name)
     return {"Started": f"{name} was started"}
 
@@ -297,7 +286,7 @@ def stop(name, call=None):
 
         salt-cloud -a stop vn001
     """
-    _only_an_action(call, "stop")
+    driver.only_an_action(call, "stop")
     _hypervisors().stop(name)
     return {"Stopped": f"{name} was stopped"}
 
@@ -316,7 +305,7 @@ def reboot(name, call=None):
 
         salt-cloud -a reboot vn001
     """
-    _only_an_action(call, "reboot")
+    driver.only_an_action(call, "reboot")
     _hypervisors().reboot(name)
     return {"Rebooted": f"{name} was asked to reboot"}
 
@@ -334,7 +323,7 @@ def avail_images(call=None):
 
         salt-cloud --list-images lab
     """
-    _not_an_action(call, "avail_images")
+    driver.not_an_action(call, "avail_images")
     hypervisors = _hypervisors()
     images = {}
     for image in hypervisors.images(_answering(hypervisors)):
@@ -356,7 +345,7 @@ def avail_sizes(call=None):
 
         salt-cloud --list-sizes lab
     """
-    _not_an_action(call, "avail_sizes")
+    driver.not_an_action(call, "avail_sizes")
     return {
         name: {key: profile[key] for key in ("cpus", "memory", "disk") if key in profile}
         for name, profile in get_configured_provider()["profiles"].items()
@@ -376,7 +365,7 @@ def avail_locations(call=None):
 
         salt-cloud --list-locations lab
     """
-    _not_an_action(call, "avail_locations")
+    driver.not_an_action(call, "avail_locations")
     hypervisors = _hypervisors()
     return {host.name: dataclasses.asdict(host) for host in hypervisors.hosts(_answering(hypervisors))}
 
@@ -423,72 +412,12 @@ def _shape(machine):
     return shape
 
 
-def _spec(vm_):
-    """The machine that provider, profile and map entry ask for; without an address there, its name says it."""
-    what = f"{vm_['name']} (profile {vm_.get('profile')})"
-    if vm_.get("address"):
-        return MachineSpec.read(vm_, what)
-    try:
-        [address] = {found[4][0] for found in socket.getaddrinfo(vm_["name"], None, socket.AF_INET)}
-    except (OSError, ValueError) as err:
-        raise InvalidInput(f"{what}: address: not given, and the name does not resolve to one address") from err
-    return MachineSpec.read(vm_ | {"address": address}, what)
-
-
 def _identity(spec, vm_):
     """What the machine is told at boot, in the way its profile says its image understands."""
-    minion = _minion(vm_) if vm_.get("pub_key") else None
+    minion = driver.minion(__opts__, vm_)
     kind = vm_.get("identity")
     if kind == "credentials":
         return identity.by_credentials(spec, minion)
     if kind == "nocloud":
         return identity.by_nocloud(spec, f"{spec.name}-{uuid.uuid4()}", minion, vm_.get("cloud_config"))
-    raise InvalidInput(f"{spec.name} (profile {vm_.get('profile')}): identity: credentials or nocloud, not {kind!r}")
-
-
-def _minion(vm_):
-    master_key = os.path.join(__opts__["pki_dir"], "master.pub")
-    try:
-        with salt.utils.files.fopen(master_key) as file:
-            trusted = file.read()
-    except OSError as err:
-        raise InvalidInput(
-            f"{vm_['name']} can't be told which master to trust: {err}; run this on the master, or set deploy: False"
-        ) from err
-    return identity.Minion(
-        config=salt.utils.cloud.minion_config(__opts__, vm_),
-        private_key=vm_["priv_key"],
-        public_key=vm_["pub_key"],
-        master_key=trusted,
-    )
-
-
-def _forget_key(vm_):
-    """salt-cloud has accepted the key before it came here; a machine that isn't there must not have one."""
-    if not vm_.get("pub_key"):
-        return
-    config = vm_.get("minion") or {}
-    key = ".".join(filter(None, (config.get("id", vm_["name"]), config.get("append_domain"))))
-    salt.utils.cloud.remove_key(__opts__["pki_dir"], key)
-
-
-def _fire(vm_, tag, message):
-    """One of salt-cloud's events about a machine; of what is known of it, nothing that could be a secret."""
-    salt.utils.cloud.fire_event(
-        "event",
-        message,
-        f"salt/cloud/{vm_['name']}/{tag}",
-        args={key: vm_[key] for key in ("name", "profile", "provider", "driver") if key in vm_},
-        sock_dir=__opts__["sock_dir"],
-        transport=__opts__["transport"],
-    )
-
-
-def _not_an_action(call, function):
-    if call == "action":
-        raise SaltCloudSystemExit(f"{function} is not for a machine: use -f or --function")
-
-
-def _only_an_action(call, function):
-    if call != "action":
-        raise SaltCloudSystemExit(f"{function} is for a machine: use -a or --action")
+    raise InvalidInput(f"{driver.what(vm_)}: identity: credentials or nocloud, not {kind!r}")

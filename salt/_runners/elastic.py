@@ -92,7 +92,8 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
     min
         Be content with so many.
     host
-        The hypervisor on which they shall be; by default the one with most free memory.
+        The hypervisor on which they shall be, or one of the pool's providers; by default the hypervisor with most free
+        memory, at the first provider that has room.
     timeout
         Seconds until a node must be ready; by default the pool's ``limits:boot_timeout``.
     map_out

@@ -9,7 +9,8 @@ KILL = "kill"
 
 class Provider:
     """
-    A provider for every profile of a site, with the site's hosts and the pools' images.
+    A provider for every pool's first profile, with the site's hosts and the pools' images, and one in reserve for the
+    others, with a host ``reserve``.
 
     Its faults are files, so that the driver finds them in whatever process it runs.
 
@@ -31,16 +32,24 @@ class Provider:
                     "store": str(self.store),
                     "hosts": list(site.hosts),
                     "images": [pool.image for pool in site.pools.values()],
-                }
+                },
+                # For the same machines, so that nothing else must know of it.
+                "reserve": {
+                    "driver": "stub",
+                    "store": str(self.store),
+                    "hosts": ["reserve"],
+                    "images": [pool.image for pool in site.pools.values()],
+                },
             },
             "salt/cloud.profiles.d/stub.conf": {
-                pool.profile: {
-                    "provider": "stub",
+                profile: {
+                    "provider": "stub" if profile == pool.profile else "reserve",
                     "deploy": deploy,
                     "keysize": 2048,
                     "minion": {"master": site.controller.address},
                 }
                 for pool in site.pools.values()
+                for profile in pool.profiles
             },
         }
         waiting, rejected = self.keys.with_name("minions_pre"), self.keys.with_name("minions_rejected")
@@ -68,8 +77,9 @@ class Provider:
         """
         Let the driver fail.
 
-        :param str function: ``create`` (nothing is made), ``created`` (it fails afterwards), ``destroy``, or ``host``
-        :param str name: the machine, or the host that is down
+        :param str function: ``create`` (nothing is made), ``created`` (it fails afterwards), ``destroy``, ``host``, or
+            ``NoCapacity`` or ``QuotaExceeded`` (nothing is made at this provider)
+        :param str name: the machine, the host that is down, or the provider
         :param str why: the error, or KILL: the process is killed at this point
         :param kind: the class of saltmarsh.errors that the driver has met
         """

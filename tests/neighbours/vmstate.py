@@ -36,6 +36,9 @@ class VmStates:
     that were called, each with the machine's.
     """
 
+    gives_back = True
+    keeps_checkpoints = True
+
     def __init__(self, provider, slurm):
         self.calls = []
         self._provider = provider

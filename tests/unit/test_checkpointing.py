@@ -200,6 +200,12 @@ def test_what_can_not_be_is_refused_before_anything_is_done(controller, verb, ar
     assert (controller.ledger.nodes(), controller.ledger.operations(unfinished=False)) == before
 
 
+def test_a_provider_that_can_not_keep_checkpoints_says_so(controller, vmstates, monkeypatch):
+    monkeypatch.setattr(type(vmstates), "keeps_checkpoints", False)
+    with pytest.raises(InvalidInput, match=r"^osg1: its provider can't keep checkpoints$"):
+        make(controller)
+
+
 def test_a_checkpoint_that_can_not_be_written_leaves_the_job_running(controller, provider):
     provider.fail("half-saved", NODE, "no space left")
     with pytest.raises(OperationFailed, match=r"no space left; osg1 and all jobs go on$"):

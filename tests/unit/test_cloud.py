@@ -80,7 +80,7 @@ def test_a_provider_that_can_not_be_asked_is_not_one_without_machines(cloud, pro
 def test_each_machine_is_reported_with_its_description_or_one_line(make, provider):
     provider.fail("create", "osg2", "hv1:\n  no room")
     outcomes = make("osg1", "osg2", "osg3")
-    assert outcomes.pop("osg2") == "hv1: no room"
+    assert str(outcomes.pop("osg2")) == "hv1: no room"
     assert {name: outcome["host"] for name, outcome in outcomes.items()} == {"osg1": "hv1", "osg3": "hv1"}
     assert set(provider.machines()) == {"osg1", "osg3"}
 
@@ -89,7 +89,7 @@ def test_an_error_of_the_system_is_reported_of_its_machine(make, provider):
     (provider.keys / "osg2").mkdir()
     outcomes = make("osg1", "osg2")
     assert outcomes["osg1"]["host"] == "hv1"
-    assert outcomes["osg2"].endswith(f"Is a directory: '{provider.keys / 'osg2'}'")
+    assert str(outcomes["osg2"]).endswith(f"Is a directory: '{provider.keys / 'osg2'}'")
 
 
 def test_nothing_more_is_begun_when_creating_is_interrupted(cloud, pool, provider, monkeypatch):
@@ -125,18 +125,18 @@ def test_nothing_more_is_begun_when_creating_is_interrupted(cloud, pool, provide
 def test_a_machine_is_gone_or_one_line_says_why_it_is_not(cloud, make, provider):
     make("osg1", "osg2")
     provider.fail("destroy", "osg2", "hv1:\n  the disk is busy")
-    assert cloud.destroy("osg", {"osg1": None, "osg2": None}) == {"osg1": None, "osg2": "hv1: the disk is busy"}
+    assert cloud.destroy(["osg"], {"osg1": None, "osg2": None}) == {"osg1": None, "osg2": "hv1: the disk is busy"}
     assert set(provider.machines()) == {"osg2"}
 
 
 def test_a_machine_that_does_not_exist_is_gone(cloud):
-    assert cloud.destroy("osg", {"osg1": None}) == {"osg1": None}
+    assert cloud.destroy(["osg"], {"osg1": None}) == {"osg1": None}
 
 
 def test_only_the_host_that_is_known_to_have_it_must_answer(cloud, make, provider):
     make("osg1", "osg2")
     provider.fail("host", "hv2", "no route to host")
-    assert cloud.destroy("osg", {"osg1": "hv1", "osg2": None}) == {
+    assert cloud.destroy(["osg"], {"osg1": "hv1", "osg2": None}) == {
         "osg1": None,
         "osg2": "hv2 can't be reached: no route to host",
     }
@@ -182,7 +182,7 @@ def test_a_machines_key_is_accepted_and_forgotten_with_it(deployed):
     provider = deployed.minions.provider
     assert deployed.cloud.accepted_keys() == {"osg1"}
     assert (provider.keys / "osg1").read_text() == provider.machines()["osg1"]["pub_key"]
-    deployed.cloud.destroy("osg", {"osg1": "hv1"})
+    deployed.cloud.destroy(["osg"], {"osg1": "hv1"})
     assert deployed.cloud.accepted_keys() == frozenset()
 
 

@@ -121,6 +121,7 @@ def test_pools_tells_what_a_pool_is_and_how_many_nodes_are_in_which_state(contro
         "memory": 2048,
         "partition": "osg",
         "free": 1,
+        "room": 1,
         "size": 4,
         "ready": 3,
     }

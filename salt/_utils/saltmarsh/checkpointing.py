@@ -44,7 +44,7 @@ def plan(controller, name):
     :returns: as :func:`saltmarsh.suspending.plan`
     :rtype: dict
     """
-    _refuse_parallel(controller, name)
+    _refuse(controller, name)
     return suspending.plan(controller, [name])
 
 
@@ -63,7 +63,7 @@ def checkpoint(controller, name, *, by, why="", say=log.info):
     :raises NoCapacity: there is no room
     :raises OperationFailed: it could not be made; says what became of the node
     """
-    _refuse_parallel(controller, name)
+    _refuse(controller, name)
     begun = time.monotonic()
     operation, done = suspending.carry_out(
         controller, "checkpoint", [name], by=by, why=why, urgent=False, say=say, kept=True
@@ -179,7 +179,7 @@ def _is_chosen(look, operation):
 def _checked(controller, name, number):
     """A checkpoint that may be restored now, and the host of the node."""
     kept, host = _known(controller, name, number)
-    _refuse_parallel(controller, name)
+    _refuse(controller, name)
     known = set(kept.suspension.jobs)
     if others := sorted({job.handle for job in controller.slurm.jobs([name])} - known):
         raise InvalidInput(
@@ -200,8 +200,10 @@ def _known(controller, name, number):
     return kept[number], nodes[0].host
 
 
-def _refuse_parallel(controller, name):
-    """The ranks' memories would have to be of one moment."""
+def _refuse(controller, name):
+    if not controller.vmstates_of(name).keeps_checkpoints:
+        raise InvalidInput(f"{name}: its provider can't keep checkpoints")
+    # The ranks' memories would have to be of one moment.
     together, _, jobs = suspending.expand([name], controller.slurm.jobs())
     if len(together) > 1:
         handles = ", ".join(sorted({job.handle for job in jobs}))

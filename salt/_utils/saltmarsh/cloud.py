@@ -15,10 +15,13 @@ import salt.cloud
 import salt.utils.context
 from salt.exceptions import SaltException
 
-from saltmarsh.errors import InvalidInput, ProviderError, SaltmarshError, Unreachable
+from saltmarsh.errors import BadConfiguration, InvalidInput, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
 from saltmarsh.machine import Inventory, PowerState, ProviderConfig, Seen
 from saltmarsh.model import nodeset
+from saltmarsh.server import CloudConfig
+from saltmarsh.servers import Servers
+from saltmarsh.serverstates import ServerStates
 from saltmarsh.vmstate import VmStates
 
 # Measured: 16 threads are faster than salt-cloud's processes, which need 500 KB of memory for each machine.
@@ -32,9 +35,11 @@ class Cloud:
     The providers and profiles of this master.
 
     :param str config: salt-cloud's main configuration file
+    :param Minions minions: through which machines are asked whose provider can't be
     """
 
-    def __init__(self, config):
+    def __init__(self, config, minions=None):
+        self._minions = minions
         self._client = salt.cloud.CloudClient(path=config)
 
     def check(self, pool, host=None):
@@ -42,18 +47,49 @@ class Cloud:
         Make sure that what a pool's machines are made of is there.
 
         :param saltmarsh.pools.Pool pool: the pool
-        :param str host: a hypervisor that must answer as well
+        :param str host: a hypervisor that must answer as well, or one of the pool's providers
+        :returns: the profiles whose providers answer, in the pool's order; with ``host``, the one that has it
+        :rtype: list[str]
         :raises InvalidInput: salt-cloud has no such profile or image, or can't use the profile's provider
-        :raises Unreachable: the provider can't be asked, or the host doesn't answer
+        :raises BadConfiguration: a provider answers, and refuses
+        :raises Unreachable: no provider can be asked, or the host doesn't answer
         """
-        provider = self._provider(pool.profile)
+        fit, silent = [], []
+        for profile in self.profiles_with(pool.profiles, host):
+            try:
+                self._check(pool, profile, host)
+                fit.append(profile)
+            except Unreachable as err:
+                silent.append(err)
+        if not fit:
+            raise Unreachable("; ".join(map(str, silent)))
+        return fit
+
+    def profiles_with(self, profiles, host):
+        """
+        Those profiles whose provider has a host, or is it; all of them where the host is not known.
+
+        :param profiles: names of profiles
+        :param str host: a hypervisor, a provider, or None
+        :rtype: list[str]
+        """
+        with_it = [profile for profile in profiles if host in self._hosts(self._provider(profile))]
+        return with_it or list(profiles)
+
+    def _check(self, pool, profile, host):
+        provider = self._provider(profile)
+        if provider.endswith(":libcloud"):
+            raise InvalidInput(
+                f"pool {pool.name}: provider {_alias(provider)} has the driver libcloud, which can't give a machine "
+                "its pool's address, nor suspend it: no pool can use it"
+            )
         images = self._ask(provider, "avail_images")
         if pool.image not in images:
             there = ", ".join(sorted(images)) or "none"
             raise InvalidInput(
                 f"pool {pool.name}: image {pool.image} is not there; images of {_alias(provider)}: {there}"
             )
-        if host is not None and host not in (answering := self._ask(provider, "avail_locations")):
+        if host not in (None, _alias(provider)) and host not in (answering := self._ask(provider, "avail_locations")):
             others = ", ".join(sorted(answering)) or "none"
             raise Unreachable(f"host {host} does not answer; hosts of {_alias(provider)} that do: {others}")
 
@@ -134,17 +170,27 @@ class Cloud:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def destroy(self, profile, hosts):
+    def destroy(self, profiles, hosts):
         """
         Destroy machines, several at a time; one that does not exist is no error.
 
-        :param str profile: the profile by which they were made
+        :param profiles: the profiles by which they may have been made
         :param dict hosts: by name, the host on which it is, or None where that is not known
         :returns: by name, None where it is proven gone, otherwise one line saying why it is not
         :rtype: dict[str, str | None]
         :raises InvalidInput: salt-cloud has no such profile, or can't use its provider
         """
-        provider = self._provider(profile)
+        at = {}
+        for name, host in hosts.items():
+            for profile in self.profiles_with(profiles, host):
+                at.setdefault(self._provider(profile), []).append(name)
+        outcomes = dict.fromkeys(hosts)
+        for provider, names in at.items():
+            for name, why in self._destroy(provider, {name: hosts[name] for name in names}).items():
+                outcomes[name] = outcomes[name] or why
+        return outcomes
+
+    def _destroy(self, provider, hosts):
         driver_destroy = self._function(provider, "destroy")
 
         def destroy(name):
@@ -168,9 +214,13 @@ class Cloud:
         :raises InvalidInput: salt-cloud has no such profile, or its provider's driver can't suspend machines
         """
         alias, _, driver = self._provider(profile).partition(":")
+        values = self._client.opts["providers"][alias][driver]
+        if driver == "openstack":
+            servers = Servers(alias, CloudConfig.read(values, f"provider {alias}"))
+            return ServerStates(servers, self._minions)
         if driver != "libvirt":
             raise InvalidInput(f"provider {alias} has the driver {driver}, which can't suspend machines")
-        config = ProviderConfig.read(self._client.opts["providers"][alias][driver], f"provider {alias}")
+        config = ProviderConfig.read(values, f"provider {alias}")
         locks = self._client.opts["cachedir"]
         return VmStates(Hypervisors(config, locks), locks)
 
@@ -194,6 +244,11 @@ class Cloud:
             raise InvalidInput(f"salt-cloud has no profile {profile!r} (cloud.profiles.d); profiles: {there}")
         return known[profile]["provider"]
 
+    def _hosts(self, provider):
+        """The names of a provider's hosts as they are configured, and its own."""
+        alias, _, driver = provider.partition(":")
+        return {alias, *self._client.opts["providers"][alias][driver].get("hosts", ())}
+
     def _function(self, provider, name):
         """A function of a provider's driver."""
         name = f"{provider.partition(':')[2]}.{name}"
@@ -209,7 +264,8 @@ class Cloud:
             with _active(function, provider):
                 return function()
         except SaltException as err:
-            raise Unreachable(f"provider {_alias(provider)}: {_one_line(err)}") from err
+            kind = BadConfiguration if isinstance(err.__cause__, BadConfiguration) else Unreachable
+            raise kind(f"provider {_alias(provider)}: {_one_line(err)}") from err
 
     @contextmanager
     def _all_active(self, planned):
@@ -243,18 +299,19 @@ class _Map(salt.cloud.Map):
         return {}
 
 
-def render_map(pool, addresses, host=None):
+def render_map(pool, addresses, host=None, profile=None):
     """
     The salt-cloud map for nodes of a pool; written to a file, plain ``salt-cloud -m`` runs it, too.
 
     :param saltmarsh.pools.Pool pool: the pool
     :param dict addresses: the address of each node by name
     :param str host: the hypervisor on which they shall be; None leaves it to the driver
+    :param str profile: one of the pool's profiles; by default the first
     :returns: a map without secrets
     :rtype: dict
     """
     shared = {"image": pool.image, "cpus": pool.cpus, "memory": pool.memory} | ({"host": host} if host else {})
-    return {pool.profile: [{name: {"address": address, **shared}} for name, address in addresses.items()]}
+    return {profile or pool.profile: [{name: {"address": address, **shared}} for name, address in addresses.items()]}
 
 
 class _Active:

@@ -36,7 +36,19 @@ class Controller:
         :rtype: saltmarsh.vmstate.VmStates
         :raises InvalidInput: it belongs to no pool, or its provider can't suspend machines
         """
-        return self.cloud.vmstates(self.site.pool_of(name).profile)
+        return self.cloud.vmstates(self.profile_of(name))
+
+    def profile_of(self, name):
+        """
+        The profile by which a node was made; of a pool with several, the one whose provider has it.
+
+        :param str name: the node
+        :raises InvalidInput: it belongs to no pool
+        """
+        profiles = self.site.pool_of(name).profiles
+        if len(profiles) > 1 and (nodes := self.ledger.nodes([name])):
+            profiles = self.cloud.profiles_with(profiles, nodes[0].host)
+        return profiles[0]
 
     @classmethod
     def open(cls, opts):
@@ -49,13 +61,14 @@ class Controller:
         :raises LedgerError: the ledger can't be used
         """
         site = read_site(opts)
+        minions = Minions(opts)
         state = Path(site.state_dir)
         state.mkdir(mode=0o755, parents=True, exist_ok=True)
         return cls(
             site=site,
             ledger=Ledger(state / "ledger.db"),
-            cloud=Cloud(os.path.join(os.path.dirname(opts["conf_file"]), "cloud")),
-            minions=Minions(opts),
+            cloud=Cloud(os.path.join(os.path.dirname(opts["conf_file"]), "cloud"), minions),
+            minions=minions,
             dns=HostsDirectory(state / "dns", site.network.domain),
             slurm=slurm,
             munge=munge,

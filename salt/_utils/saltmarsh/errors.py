@@ -59,6 +59,14 @@ class Stopped(SaltmarshError):
     """A pool does not grow until somebody has looked into it."""
 
 
+class InUse(ProviderError):
+    """A name or an address is taken at the provider, by something that must not be touched."""
+
+
+class NotInTime(ProviderError):
+    """The provider has begun, and did not come to an end."""
+
+
 class SlurmError(SaltmarshError):
     """A Slurm command answered with an error."""
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from saltmarsh import breaker, joining, resuming, shrinking, suspending
 from saltmarsh.cloud import render_map
-from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError, Unreachable
+from saltmarsh.errors import (
+    InvalidInput,
+    NoCapacity,
+    OperationFailed,
+    ProviderError,
+    QuotaExceeded,
+    SaltmarshError,
+    Unreachable,
+)
 from saltmarsh.hostlist import fold_words
 from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
@@ -38,9 +46,9 @@ def plan(controller, what, pool=None, minimum=None, host=None):
     would = {"resume": asleep} if asleep else {}
     if asleep and not more:
         return would
-    names = _checked(controller, more, pool, least, host)
+    names, profiles = _checked(controller, more, pool, least, host)
     addresses = {name: pool.address_of(name) for name in names}
-    rendered = render_map(pool, addresses, host)
+    rendered = render_map(pool, addresses, _hypervisor(controller, host), profiles[0])
     controller.cloud.plan(rendered)
     return would | {"nodes": addresses, "map": rendered}
 
@@ -55,7 +63,7 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
     :param what: how many (int), or which (NodeSet)
     :param str pool: the pool's name; may be left out where there is only one
     :param int minimum: be content with so many; by default it is all or none
-    :param str host: the hypervisor on which they shall be; None leaves it to the driver
+    :param str host: the hypervisor on which they shall be, or the provider; None leaves it to the driver
     :param float timeout: seconds until a node must be ready; by default the pool's ``boot_timeout``
     :param map_out: a file into which the salt-cloud map is written as well
     :param say: called with lines of progress
@@ -84,11 +92,11 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
 
 
 def _grow(controller, what, pool, minimum, host, timeout, map_out, say):
-    _checked(controller, what, pool, minimum, host)
+    _, profiles = _checked(controller, what, pool, minimum, host)
     operation, nodes = controller.ledger.claim("grow", pool, **_claim(what, minimum))
     growth = _Growth(controller, pool, operation, nodes, minimum or len(nodes), say)
     try:
-        growth.create(host, map_out)
+        growth.create(profiles, _hypervisor(controller, host), map_out)
         growth.wait(timeout or pool.limits.boot_timeout)
         return growth.conclude()
     except BaseException as err:
@@ -212,26 +220,53 @@ class _Growth:
         self.ready = set()
         self.failed = {}
         self.refused = {}  # by name, the class of the error with which a machine could not be made
+        self._no_room = {}  # by name, what the providers said that were tried
         self.over = False
         self._progress = _Progress(say)
 
-    def create(self, host, map_out):
-        """Announce the names, and make the machines."""
+    def create(self, profiles, host, map_out):
+        """Announce the names, and make the machines; those for which one provider has no room, at the next."""
         self._progress.note(self.addresses, "claimed")
-        rendered = render_map(self.pool, self.addresses, host)
+        rendered = render_map(self.pool, self.addresses, host, profiles[0])
         if map_out:
             _write_map(map_out, rendered)
         self.controller.dns.add(self.addresses)
         planned = self.controller.cloud.plan(rendered)
         self.controller.slurm.expect(self.addresses)
         self.ledger.move(self.operation, self.addresses, State.CREATING, host=host)
+        for following in profiles[1:]:
+            self.controller.cloud.create(planned, self._created_or_next)
+            if not self._no_room:
+                return
+            if not (planned := self._planned_next(following)):
+                return
         self.controller.cloud.create(planned, self._created)
+
+    def _created_or_next(self, name, outcome):
+        if getattr(outcome, "kind", None) in (NoCapacity, QuotaExceeded):
+            self._no_room[name] = [*self._no_room.get(name, ()), str(outcome)]
+            self.ledger.move(self.operation, {name}, State.CREATING, reason=str(outcome))
+        else:
+            self._created(name, outcome)
+
+    def _planned_next(self, profile):
+        """Plan at the next provider what had no room at the one before."""
+        self._progress.note(self._no_room, f"no room, trying {profile}")
+        addresses = {name: self.addresses[name] for name in self._no_room}
+        try:
+            return self.controller.cloud.plan(render_map(self.pool, addresses, None, profile))
+        except (ProviderError, Unreachable) as err:
+            for name in addresses:
+                self._created(name, str(err))
+            return {}
 
     def _created(self, name, outcome):
         if isinstance(outcome, str):
             self.refused[name] = getattr(outcome, "kind", None)
-            self.ledger.move(self.operation, {name}, State.FAILED, reason=outcome)
+            reason = "; ".join([*self._no_room.pop(name, ()), outcome])
+            self.ledger.move(self.operation, {name}, State.FAILED, reason=reason)
         else:
+            self._no_room.pop(name, None)
             self.ledger.move(self.operation, {name}, State.BOOTING, host=outcome.get("host"))
             self._progress.note([name], f"created on {outcome.get('host') or self.pool.profile}, booting")
 
@@ -381,18 +416,25 @@ def _pool(controller, what, pool, minimum, host):
     size = what if isinstance(what, int) else len(what)
     if minimum is not None and not (type(minimum) is int and 1 <= minimum <= size):
         raise InvalidInput(f"min={minimum}: expected a number from 1 to {size}")
-    if host is not None and host not in controller.site.hosts:
+    pool = controller.site.pool(pool)
+    providers = [controller.cloud.provider(profile) for profile in pool.profiles] if host is not None else []
+    if host is not None and host not in (*controller.site.hosts, *providers):
         raise InvalidInput(f"host {host!r} does not exist; hosts: {', '.join(controller.site.hosts)}")
-    return controller.site.pool(pool)
+    return pool
+
+
+def _hypervisor(controller, host):
+    """A host if it is one that the driver can be told; a provider is chosen by its profile."""
+    return host if host in controller.site.hosts else None
 
 
 def _checked(controller, what, pool, minimum, host):
-    """The names that would be taken, if nothing stands against it."""
+    """The names that would be taken, and the profiles by which they can be made, if nothing stands against it."""
     breaker.check(controller, pool)
     names = controller.ledger.claimable(pool, **_claim(what, minimum))
-    controller.cloud.check(pool, host)
+    profiles = controller.cloud.check(pool, host)
     controller.slurm.ping()
-    return names
+    return names, profiles
 
 
 def _claim(what, minimum):

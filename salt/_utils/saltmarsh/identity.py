@@ -76,6 +76,28 @@ def by_nocloud(spec, instance_id, minion=None, cloud_config=None):
         its ``write_files`` are written after the minion's
     :returns: an :class:`Identity`
     """
+    return Identity(
+        seed=_iso(
+            {
+                "meta-data": _yaml({"instance-id": instance_id, "local-hostname": spec.name}),
+                "user-data": user_data(spec.name, spec.network.domain, minion, cloud_config),
+                "network-config": _yaml(_netplan(spec)),
+            }
+        )
+    )
+
+
+def user_data(name, domain=None, minion=None, cloud_config=None):
+    """
+    What cloud-init is told as its user data: the name, and the minion.
+
+    :param str name: of the machine
+    :param str domain: its DNS domain
+    :param Minion minion: its minion; none if it has none
+    :param dict cloud_config: as of :func:`by_nocloud`
+    :returns: text in cloud-config's format
+    :rtype: str
+    """
     files = []
     if minion:
         files = [
@@ -86,22 +108,13 @@ def by_nocloud(spec, instance_id, minion=None, cloud_config=None):
             _file("/etc/salt/minion.d/saltmarsh.conf", _yaml(minion.config), "0600"),
         ]
     config = dict(cloud_config or {})
-    fqdn = f"{spec.name}.{spec.network.domain}" if spec.network.domain else spec.name
     config |= {
-        "hostname": spec.name,
-        "fqdn": fqdn,
+        "hostname": name,
+        "fqdn": f"{name}.{domain}" if domain else name,
         "prefer_fqdn_over_hostname": False,
         "write_files": files + list(config.get("write_files", [])),
     }
-    return Identity(
-        seed=_iso(
-            {
-                "meta-data": _yaml({"instance-id": instance_id, "local-hostname": spec.name}),
-                "user-data": "#cloud-config\n" + _yaml(config),
-                "network-config": _yaml(_netplan(spec)),
-            }
-        )
-    )
+    return "#cloud-config\n" + _yaml(config)
 
 
 def _networkd(spec):

@@ -145,7 +145,8 @@ def _write_again(controller, node):
     standin.stand_in(controller, [node.name])
     machines.pause(node.name, node.host)
     if mark.ran:
-        machines.forget(node.name, node.host)  # its disk has moved on
+        machines.settle(node.name, node.host)  # its disk has moved on
+        machines.forget(node.name, node.host)
     machines.mark(node.name, node.host, replace(mark, at=time.time(), ran=False))
     machines.save(node.name, node.host, urgent=True)
     machines.let_go(node.name, node.host)
@@ -202,7 +203,8 @@ def _places(controller, scope):
         if node := seen(controller.site, name, look, controller.host):
             found[name] = node
             if node.state is State.READY and look.state:
-                machines.forget(name, node.host)  # it is back for good, and its disk has moved on
+                machines.settle(name, node.host)  # it is back for good
+                machines.forget(name, node.host)
     return found
 
 

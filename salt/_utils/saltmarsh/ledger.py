@@ -425,11 +425,9 @@ def _first_free(pool, eligible, rows, asked, least):
     free = [name for name in pool.nodes if name in eligible and name not in rows]
     if len(free) < least:
         raise NotEnoughFree(f"pool {pool.name}: {len(free)} of {len(eligible)} names free, {least} asked for")
-    room = len(free)
-    if (limit := pool.limits.max_nodes) is not None:
-        room = limit - sum(row["pool"] == pool.name for row in rows.values())
-        if room < least:
-            raise NotEnoughFree(f"pool {pool.name}: limit of {limit} nodes leaves room for {room}, {least} asked for")
+    if (room := pool.room([row["state"] for row in rows.values() if row["pool"] == pool.name])) < least:
+        limit = f"limit of {pool.limits.max_nodes} nodes"
+        raise NotEnoughFree(f"pool {pool.name}: {limit} leaves room for {room}, {least} asked for")
     chosen = free[: min(asked, room)]
     holders = {row["address"]: row["name"] for row in rows.values()}
     for name in chosen:

@@ -20,7 +20,7 @@ Count = Annotated[int, Field(strict=True, gt=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=200)]
 
 
-class _Checked(BaseModel):
+class Checked(BaseModel):
     """Immutable, and checked as a whole when it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +45,7 @@ class _Checked(BaseModel):
             raise InvalidInput(f"{what}: {key + ': ' if key else ''}{expected}") from err
 
 
-class Network(_Checked):
+class Network(Checked):
     """How a machine is connected; there is no DHCP."""
 
     bridge: str
@@ -55,7 +55,7 @@ class Network(_Checked):
     domain: str | None = None
 
 
-class MachineSpec(_Checked):
+class MachineSpec(Checked):
     """
     One machine as it is asked for.
 
@@ -109,13 +109,13 @@ class MachineSpec(_Checked):
         return ":".join(f"{byte:02x}" for byte in b"\x52\x54\x00" + low)
 
 
-class HostConfig(_Checked):
+class HostConfig(Checked):
     """How one host is reached: a libvirt connection URI (libvirt.org/uri.html)."""
 
     uri: str
 
 
-class ProviderConfig(_Checked):
+class ProviderConfig(Checked):
     """
     A salt-cloud provider of the driver ``libvirt``.
 
@@ -143,6 +143,7 @@ class ProviderConfig(_Checked):
 class PowerState(StrEnum):
     """What a machine does, in salt-cloud's words."""
 
+    BUILDING = "building"
     RUNNING = "running"
     PAUSED = "paused"
     STOPPING = "stopping"

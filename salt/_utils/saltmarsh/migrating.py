@@ -116,7 +116,7 @@ def _checked(controller, names, host, live):
         raise InvalidInput(f"{nodeset(there)} is on {host} already")
     if not live:
         nodes, _, _ = suspending.checked(controller, names)
-    for members in suspending.by_pool(node for node in nodes if node.host != host):
+    for members in suspending.by_provider(controller, (node for node in nodes if node.host != host)):
         controller.vmstates_of(members[0].name).check_target({node.name: node.host for node in members}, host)
     return nodes
 

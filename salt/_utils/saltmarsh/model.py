@@ -32,7 +32,8 @@ TRANSITIONS = {
     State.FREE: {State.CLAIMED},
     # To free at once: nothing has been made of it yet, and what bears its name at the provider is somebody else's.
     State.CLAIMED: {State.CREATING, State.FREE, State.DESTROYING, State.FAILED},
-    State.CREATING: {State.BOOTING, State.DESTROYING, State.FAILED},
+    # To itself: its provider had no room, and it is made at the next one.
+    State.CREATING: {State.CREATING, State.BOOTING, State.DESTROYING, State.FAILED},
     # To itself, here and below: how far it has come, with a reason that says so.
     State.BOOTING: {State.BOOTING, State.READY, State.DESTROYING, State.FAILED},
     # To itself: on another host, or because Slurm had to be told of it again. To suspended at once, and back: what a

@@ -39,7 +39,9 @@ class Snapshot:
         for inventory in self.providers.values():
             if isinstance(inventory, Inventory):
                 for machine in inventory.machines:
-                    machines.setdefault(machine.name, []).append(machine)
+                    seen = machines.setdefault(machine.name, [])
+                    if machine not in seen:  # pools that share one of their providers
+                        seen.append(machine)
                 saved |= inventory.saved
         object.__setattr__(self, "machines", machines)
         object.__setattr__(self, "saved", frozenset(saved))
@@ -98,12 +100,29 @@ def _providers(controller):
     providers, provider_of = {}, {}
     for pool in controller.site.pools.values():
         try:
-            provider_of[pool.name] = name = controller.cloud.provider(pool.profile)
+            provider_of[pool.name] = name = ", ".join(map(controller.cloud.provider, pool.profiles))
             if name not in providers:
-                providers[name] = controller.cloud.inventory(pool.profile)
+                providers[name] = _inventory(controller, pool)
         except SaltmarshError as err:
             providers[provider_of.setdefault(pool.name, pool.profile)] = str(err)
     return providers, provider_of
+
+
+def _inventory(controller, pool):
+    """What a pool's providers have; of several, one that can't be asked is like a host that does not answer."""
+    if not pool.fallback:
+        return controller.cloud.inventory(pool.profile)
+    inventories = []
+    for profile in pool.profiles:
+        try:
+            inventories.append(controller.cloud.inventory(profile))
+        except SaltmarshError as err:
+            inventories.append(Inventory((), frozenset(), {controller.cloud.provider(profile): str(err)}))
+    return Inventory(
+        machines=tuple(machine for each in inventories for machine in each.machines),
+        saved=frozenset().union(*(each.saved for each in inventories)),
+        silent={host: why for each in inventories for host, why in each.silent.items()},
+    )
 
 
 def _slurm(slurm):

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from saltmarsh.errors import InvalidInput, PillarError
-from saltmarsh.model import nodeset
+from saltmarsh.model import State, nodeset
 
 MOST_NAMES = 100_000
 
@@ -205,11 +205,17 @@ class Network(_Frozen):
 
 
 class Limits(_Frozen):
-    """How far a pool may go."""
+    """
+    How far a pool may go.
+
+    ``overcommit_suspended`` is how many suspended nodes don't count towards ``max_nodes``, because their provider has
+    room for others in their place.
+    """
 
     max_nodes: WholeNumber | None = Field(None, description="a whole number of nodes above 0")
     boot_timeout: WholeNumber = Field(600, description="a whole number of seconds above 0")
     idle: WholeNumber = Field(600, description="a whole number of seconds above 0")
+    overcommit_suspended: int = Field(0, strict=True, ge=0, description="a whole number of nodes")
 
 
 class Lease(_Frozen):
@@ -245,6 +251,9 @@ class Pool(_Frozen):
         description="a range of IPv4 addresses such as 10.77.0.101-116, or a list of ranges and addresses"
     )
     profile: Word = Field(description="the name of a salt-cloud profile")
+    fallback: tuple[Word, ...] = Field(
+        (), description="a list of salt-cloud profiles to try in this order when that one has no room"
+    )
     image: Word = Field(description="the name of an image, without a directory")
     cpus: WholeNumber = Field(description="a whole number of CPUs above 0")
     memory: WholeNumber = Field(description="a whole number of MiB above 0")
@@ -256,6 +265,11 @@ class Pool(_Frozen):
 
     def __contains__(self, node):
         return node in self._address_by_node
+
+    @property
+    def profiles(self):
+        """The profiles by which its machines are made, in order of preference."""
+        return (self.profile, *self.fallback)
 
     @property
     def nodeset(self):
@@ -273,6 +287,19 @@ class Pool(_Frozen):
         if node not in self:
             raise InvalidInput(f"pool {self.name} has no node {node!r}, its nodes are {self.nodeset}")
         return self._address_by_node[node]
+
+    def room(self, states):
+        """
+        How many more nodes there may be.
+
+        :param states: the states of those that are not free
+        :rtype: int
+        """
+        free = len(self.nodes) - len(states)
+        if self.limits.max_nodes is None:
+            return free
+        spared = min(states.count(State.SUSPENDED), self.limits.overcommit_suspended)
+        return min(free, self.limits.max_nodes - len(states) + spared)
 
     @cached_property
     def _address_by_node(self):

@@ -17,8 +17,8 @@ _RECOVER = {
     "restore": checkpointing.recover,
     "discard": checkpointing.recover,
     "remind": standin.recover,
-    "catch up": catching_up.recover,
     mending.VERB: mending.recover,
+    "catch up": catching_up.recover,
 }
 
 
@@ -53,16 +53,16 @@ def recover_abandoned(controller, begin=None):
     return count
 
 
+def _carry_on(controller, operation, names):
+    try:
+        growing.carry_on(controller, operation, names)
+    except SaltmarshError as err:
+        log.error("grow %s of %s, taken over: %s", operation.id, operation.nodes, err)
+
+
 def _catch_up(controller):
     """Slurm may be away; what a verb needs of it, the verb asks itself."""
     try:
         catching_up.catch_up(controller)
     except SaltmarshError as err:
         log.warning("not known whether hosts have suspended or restored nodes: %s", err)
-
-
-def _carry_on(controller, operation, names):
-    try:
-        growing.carry_on(controller, operation, names)
-    except SaltmarshError as err:
-        log.error("grow %s of %s, taken over: %s", operation.id, operation.nodes, err)

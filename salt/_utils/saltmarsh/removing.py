@@ -55,7 +55,7 @@ def _destroy(controller, pool, operation, nodes, reasons, say):
     for reason, names in by_reason.items():
         ledger.move(operation, names, State.DESTROYING, reason=reason)
     hosts = {name: node.host for name, node in nodes.items()}
-    stuck = {name: why for name, why in controller.cloud.destroy(pool.profile, hosts).items() if why}
+    stuck = {name: why for name, why in controller.cloud.destroy(pool.profiles, hosts).items() if why}
     stuck |= _release(controller.slurm, {name: node.address for name, node in nodes.items() if name not in stuck})
     keys = controller.cloud.accepted_keys()
     stuck |= {name: "its minion key is still accepted" for name in nodes if name not in stuck and name in keys}

@@ -12,6 +12,7 @@ from saltmarsh.slurm import ids_by_node
 
 UNKNOWN = "unknown"
 LOST = "lost"
+TAKEN = "still taken: its cloud counts a suspended machine like one that runs"
 
 
 def status(controller, names=None):
@@ -21,8 +22,9 @@ def status(controller, names=None):
     :param Controller controller: what to ask
     :param names: only these, free ones too
     :returns: by name: pool, state, since, host, address, reason, slurm (its state there), jobs (ids); of one that is
-        suspended memory: its state file, the file's size in bytes and its age in seconds, or that it is lost; trouble:
-        why a node that is ready can't be used, and what else differs, if anything
+        suspended memory: its state file, the file's size in bytes and its age in seconds, or that it is lost, and
+        capacity where its provider can't use its room for another; trouble: why a node that is ready can't be used, and
+        what else differs, if anything
     :rtype: dict
     :raises InvalidInput: a name that is in no pool
     """
@@ -106,19 +108,26 @@ def differences(seen, grace):
 
 def _memory(controller, nodes):
     """Where the memory of suspended nodes is; that it can't be seen is an answer, too."""
-    by_pool = {}
+    together = {}
     for node in nodes:
-        by_pool.setdefault(node.pool, []).append(node.name)
-    found = {}
-    for names in by_pool.values():
         try:
-            saved = controller.vmstates_of(names[0]).state_files(names)
+            profile = controller.profile_of(node.name)
+        except SaltmarshError:  # told below
+            profile = None
+        together.setdefault((node.pool, profile), []).append(node.name)
+    found = {}
+    for names in together.values():
+        try:
+            machines = controller.vmstates_of(names[0])
+            saved = machines.state_files(names)
         except SaltmarshError as err:
             found |= {name: {"memory": f"{UNKNOWN}: {err}"} for name in names}
             continue
         for name in names:
             state = next((each for each in saved if each.name == name), None)
             found[name] = {"memory": LOST if state is None else state.trouble or _file(state)}
+            if not machines.gives_back:
+                found[name]["capacity"] = TAKEN
     return found
 
 
@@ -135,15 +144,18 @@ def pools(controller):
     report, stops = {}, breaker.stops(controller)
     for pool in controller.site.pools.values():
         nodes = controller.ledger.nodes(pool=pool.name)
+        room = pool.room([node.state for node in nodes])
         counts = Counter(str(node.state) for node in nodes)
         report[pool.name] = {
             "nodes": str(pool.nodeset),
             "profile": pool.profile,
+            **({"fallback": list(pool.fallback)} if pool.fallback else {}),
             "image": pool.image,
             "cpus": pool.cpus,
             "memory": pool.memory,
             "partition": pool.partition,
             "free": len(pool.nodes) - len(nodes),
+            "room": room,
             "size": len(pool.nodes),
             **dict(sorted(counts.items())),
             **({"stopped": stops[pool.name].why} if pool.name in stops else {}),

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from saltmarsh import standin
-from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
+from saltmarsh.errors import InvalidInput, NotEnoughFree, OperationFailed, ProviderError, SaltmarshError
 from saltmarsh.guest import Guest
 from saltmarsh.hostlist import fold_words
 from saltmarsh.machine import Look, Phase, PowerState
@@ -394,7 +394,20 @@ def _checked(controller, names, host):
             returns[node.name] = each = _return(controller, node, target)
             mark = each.state.suspension if each.state else _look(controller, node).suspension
             names += [name for name in _together(controller, mark) if name not in names]
+    _check_room(controller, returns)
     return list(returns.values())
+
+
+def _check_room(controller, names):
+    """Where others were grown in the place of suspended nodes, they must be gone before those come back."""
+    for pool in {pool.name: pool for pool in map(controller.site.pool_of, names)}.values():
+        nodes = controller.ledger.nodes(pool=pool.name)
+        awake = sum(node.state is not State.SUSPENDED or node.name in names for node in nodes)
+        if pool.limits.overcommit_suspended and pool.limits.max_nodes and awake > pool.limits.max_nodes:
+            raise NotEnoughFree(
+                f"pool {pool.name}: {awake} nodes would be awake, its limit is {pool.limits.max_nodes}; "
+                "suspend or shrink others first"
+            )
 
 
 def _resumable(controller, names):

@@ -386,7 +386,7 @@ def checked(controller, names):
 
 
 def _check_machines(controller, nodes):
-    for members in by_pool(nodes):
+    for members in by_provider(controller, nodes):
         machines = controller.vmstates_of(members[0].name)
         for node in members:
             machine = machines.look(node.name, node.host).machine
@@ -397,16 +397,16 @@ def _check_machines(controller, nodes):
         list(pool.map(lambda node: Guest(controller, node).check_agent(GUEST_SECONDS), nodes))
 
 
-def by_pool(nodes):
+def by_provider(controller, nodes):
     """
     Nodes that have the same provider together.
 
     :rtype: list[list[Node]]
     """
-    pools = {}
+    together = {}
     for node in nodes:
-        pools.setdefault(node.pool, []).append(node)
-    return list(pools.values())
+        together.setdefault((node.pool, controller.profile_of(node.name)), []).append(node)
+    return list(together.values())
 
 
 def expand(names, jobs):

@@ -37,6 +37,11 @@ class VmStates:
     :param lock_directory: where it is kept whose turn it is to write; all who use this provider need the same one
     """
 
+    gives_back = True
+    """Whether the provider can use a suspended machine's room for another."""
+    keeps_checkpoints = True
+    """Whether a machine's memory and disk can be kept beside the machine."""
+
     def __init__(self, hypervisors, lock_directory):
         self._hypervisors = hypervisors
         self._config = hypervisors.config

@@ -17,7 +17,8 @@ def __virtual__():
 
 
 def get_configured_provider():
-    return salt.config.is_provider_configured(__opts__, "stub", ("store", "hosts", "images"))
+    active = str(__active_provider_name__ or "stub:stub")
+    return salt.config.is_provider_configured(__opts__, active, ("store", "hosts", "images"))
 
 
 def get_dependencies():
@@ -26,7 +27,11 @@ def get_dependencies():
 
 def create(vm_):
     name = vm_["name"]
-    host = vm_.get("host") or get_configured_provider()["hosts"][0]
+    alias = vm_["provider"].partition(":")[0]
+    for kind in (errors.NoCapacity, errors.QuotaExceeded):
+        if why := _fault(kind.__name__, alias):
+            raise SaltCloudExecutionFailure(why) from kind(why)
+    host = vm_.get("host") or __opts__["providers"][alias]["stub"]["hosts"][0]
     _see(host)
     _show("create", name)
     machine = {"name": name, "host": host, "address": vm_["address"], "image": vm_["image"], "pub_key": vm_["pub_key"]}
