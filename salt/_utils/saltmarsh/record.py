@@ -28,10 +28,10 @@ class Record:
     def __init__(self, nodes):
         self._nodes = {node.name: node for node in nodes}
 
-    def nodes(self, names=None, *, states=None):
+    def nodes(self, names=None, *, pool=None, states=None):
         """As Ledger.nodes."""
         chosen = [self._nodes[name] for name in (self._nodes if names is None else names) if name in self._nodes]
-        return tuple(node for node in chosen if states is None or node.state in states)
+        return tuple(node for node in chosen if pool in (None, node.pool) and (states is None or node.state in states))
 
     def begin(self, verb, pool, names, *, expect, to, reason=""):
         """As Ledger.begin."""
