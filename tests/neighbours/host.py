@@ -35,13 +35,13 @@ class Host:
         """As HostController.with_record; the removed ones are known to both."""
         return Host(self.host, self.controller, self.site, self.slurm, self.munge, self.removed, record)
 
-    def profile_of(self, name):
-        """As HostController.profile_of."""
-        return self.site.pool_of(name).profiles[0]
-
     def vmstates_of(self, name):
         """As HostController.vmstates_of."""
         return self.controller.vmstates_of(name)
+
+    def profile_of(self, name):
+        """As HostController.profile_of."""
+        return self.controller.profile_of(name)
 
     def destroy(self, name):
         """As HostController.destroy."""

@@ -117,7 +117,7 @@ def _fateful(pool, call, fate):
             fate()
         return pool.address_of(name)
 
-    return SimpleNamespace(**{**dict(pool), "nodeset": pool.nodeset, "address_of": address_of})
+    return SimpleNamespace(**dict(pool) | {"nodeset": pool.nodeset, "room": pool.room, "address_of": address_of})
 
 
 @pytest.mark.parametrize("call", range(1, 9))

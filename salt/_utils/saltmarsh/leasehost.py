@@ -67,14 +67,14 @@ class HostController:
         """The same, with other nodes in its record."""
         return replace(self, ledger=record)
 
-    def profile_of(self, name):
-        """As Controller.profile_of; the machines on one host are of one provider, whatever the profile."""
-        return self.site.pool_of(name).profiles[0]
-
     def vmstates_of(self, name):
         """As Controller.vmstates_of; there is one provider."""
         self.site.pool_of(name)
         return VmStates(self.hypervisors, self.locks)
+
+    def profile_of(self, name):
+        """As Controller.profile_of; of a pool with several, the first: there is one provider."""
+        return self.site.pool_of(name).profiles[0]
 
     def destroy(self, name):
         """Remove a machine that is on this host, and all of it."""

@@ -31,7 +31,9 @@ class Record:
     def nodes(self, names=None, *, pool=None, states=None):
         """As Ledger.nodes."""
         chosen = [self._nodes[name] for name in (self._nodes if names is None else names) if name in self._nodes]
-        return tuple(node for node in chosen if pool in (None, node.pool) and (states is None or node.state in states))
+        return tuple(
+            node for node in chosen if (pool is None or node.pool == pool) and (states is None or node.state in states)
+        )
 
     def begin(self, verb, pool, names, *, expect, to, reason=""):
         """As Ledger.begin."""
