@@ -6,12 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 from elastic import elastic, must, shrink_all, slurm_node
-from jobs import assert_unbroken, cancel, counted, job, state_of, submit_counter, submit_ping_pong, wait_counts
+from jobs import assert_unbroken, cancel, counted, job, state_of, submit_counter, wait_counts
 from saltcloud import wait_for
-from test_suspend_failures import HOLD, SLOW_ZSTD
 
 BOOT = 900  # seconds
-NODE, SECOND = "vn001", "vn002"
+NODE = "vn001"
 SOON = 90
 
 
@@ -162,32 +161,6 @@ def test_the_host_is_freed_and_taken_again_while_the_master_is_away_and_the_ledg
         goes_on(lab, counter)
 
 
-@contextmanager
-def slow_zstd(lab, host):
-    """A host's zstd can be held."""
-    script = 'mv /usr/bin/zstd /usr/bin/zstd.real && printf %s "$1" > /usr/bin/zstd && chmod 755 /usr/bin/zstd'
-    lab.exec(host, "sh", "-c", script, "sh", SLOW_ZSTD)
-    lab.exec(host, "sh", "-c", f"rm -f {HOLD}ing; touch {HOLD}")
-    try:
-        yield
-    finally:
-        lab.exec(host, "rm", "-f", HOLD)
-        lab.exec(host, "mv", "/usr/bin/zstd.real", "/usr/bin/zstd")
-
-
-def test_an_urgent_job_that_is_cancelled_while_the_node_is_written_leaves_everything_as_it_was(lab, counter):
-    host = node_host(lab)
-    with without(lab, other(host)), slow_zstd(lab, host):
-        number = urgent(lab, f"--nodelist={host}", "--exclusive")
-        held = lambda: lab.exec(host, "test", "-e", f"{HOLD}ing", check=False).returncode == 0  # noqa: E731
-        wait_for(held, SOON, f"{NODE} is being written")
-        assert state_of(lab, number) == "PENDING"  # slurmd keeps the host
-        cancel(lab, number)
-    with without(lab, other(host)):
-        goes_on(lab, counter)
-    assert node_host(lab) == host
-
-
 def test_a_node_that_cant_be_written_keeps_its_host_and_both_are_told(lab, counter):
     host = node_host(lab)
     lab.exec(host, "mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", "/srv/states")
@@ -207,22 +180,3 @@ def test_a_node_that_cant_be_written_keeps_its_host_and_both_are_told(lab, count
     lab.exec("ctl", "scontrol", "release", lease(lab)["lease"])
     wait_job(lab, number, "COMPLETED")
     goes_on(lab, counter)
-
-
-def test_the_nodes_of_a_parallel_job_step_aside_for_a_job_on_all_hosts_and_come_back_together(lab):
-    """Both leases end at the same time, and each of the two hosts wants to write both nodes."""
-    with without(lab, node_host(lab)):
-        must(lab, "backfill", "start", "pool=virtual", "target=2")
-        wait_for(lambda: must(lab, "status", SECOND)[SECOND]["state"] == "ready", BOOT, f"{SECOND} is ready")
-    assert must(lab, "status", SECOND)[SECOND]["host"] == other(node_host(lab))
-    number = submit_ping_pong(lab, [NODE, SECOND])
-    hosts = urgent(lab, "--nodes=2", "--exclusive")
-    wait_job(lab, hosts, "RUNNING")
-    assert state_of(lab, number) == "SUSPENDED"
-    assert [lab.exec(host, "virsh", "list", "--name").stdout.split() for host in ("hv1", "hv2")] == [[], []]
-    wait_job(lab, hosts, "COMPLETED")
-    for rank in (0, 1):
-        wait_counts(lab, f"{number}.{rank}", 4, SOON)
-        assert_unbroken(counted(lab, f"{number}.{rank}"))
-    assert job(lab, number)["restart_cnt"] == 0
-    cancel(lab, number)

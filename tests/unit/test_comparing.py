@@ -88,6 +88,16 @@ def test_where_all_agree_nothing_is_found(place):
     assert found(place) == set()
 
 
+def test_a_node_that_its_host_puts_away_or_has_put_away_stays_away(place):
+    """The ledger has it ready until it has learned of it: Slurm must not be told to ask the node itself."""
+    place.in_slurm("osg1", *UP, address="10.77.0.1")
+    place.machine(state=PowerState.PAUSED)
+    assert found(place) == {("osg1", "its machine is paused on hv1", None)}
+    place.gone()
+    place.saved.add("osg1")
+    assert found(place) == {("osg1", "its memory is in a state file, though nobody has suspended it", None)}
+
+
 def lose(place, *states):
     place.gone()
     place.in_slurm("osg1", *(states or SILENT))

@@ -10,7 +10,7 @@ import logging
 from saltmarsh import standin
 from saltmarsh.errors import Conflict, SaltmarshError
 from saltmarsh.leasing import KILLED, leases
-from saltmarsh.machine import PowerState
+from saltmarsh.machine import Phase, PowerState
 from saltmarsh.model import State
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ def _killed(controller, known):
 
 def _learn(controller, node, look):
     runs = look.machine is not None and look.machine.state is PowerState.RUNNING and look.suspension is None
-    if node.state is State.READY and look.machine is None and look.state and look.state.suspension:
-        mark = look.state.suspension
+    mark = look.state.suspension if look.state else None
+    if node.state is State.READY and look.machine is None and mark and mark.phase is Phase.WRITTEN:
         reason = standin.reason(mark.by, mark.at, mark.why)
         return _write(controller, node, State.SUSPENDED, node.host, reason, max(node.since, look.state.written))
     if node.state is State.READY and look.machine is None and look.state is None:

@@ -158,7 +158,8 @@ def _ready(snapshot, node, seen):
         yield finding(f"it is on {seen[0].host}, not on {node.host}", Repair.PLACE)
     if trouble:
         yield finding(trouble, _given_up(snapshot, node))
-    if answers and snapshot.slurm[node.name].address != node.address:
+    # The stand-in's: its host has put it away and the ledger will learn it, or Slurm is reminded (standin).
+    if answers and snapshot.slurm[node.name].address not in (node.address, snapshot.site.controller.address):
         yield finding(f"Slurm has it at {snapshot.slurm[node.name].address}, not at {node.address}", Repair.ADDRESS)
     if node.name not in snapshot.dns:
         yield finding("its name is not in DNS", Repair.NAME)
