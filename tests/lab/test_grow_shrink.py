@@ -73,8 +73,9 @@ def growth(lab):
     names = sorted(plan["nodes"])
     history = must(lab, "history", NOT_BOOTING)
     with recorded_events(lab) as events:
-        # The recorder listens once it has heard them.
-        wait_for(lambda: forge_hints(lab, NOT_BOOTING) or "saltmarsh/nudge" in events(), 60, "recorded events")
+        # The recorder listens once it has heard them; it may begin to between the two.
+        forged = {f"salt/minion/{NOT_BOOTING}/start", "saltmarsh/nudge"}
+        wait_for(lambda: forge_hints(lab, NOT_BOOTING) or forged <= events().keys(), 60, "recorded events")
         watches = watch_dns(lab, "there", *names)
         answer = must(lab, "grow", "2", f"map_out={MAP}", timeout=BOOT)
         grown = Growth(names, plan, answer, events(), seen(watches), history)
