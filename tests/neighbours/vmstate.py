@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError
-from saltmarsh.guest import JOB_PROCESSES, PART, READY_AGAIN
+from saltmarsh.guest import JOB_PROCESSES, PART, READY_AGAIN, TEST, TIMEOUT
 from saltmarsh.machine import Look, Machine, Phase, PowerState, StateFile, Suspension
 
 KILL = "kill"
@@ -30,7 +30,8 @@ class VmStates:
 
     Its faults are set by ``provider.fail(function, name, why)``, where ``function`` is one of its own (or ``saved`` and
     ``restored``: it fails afterwards; ``half-saved``: an incomplete file is left; ``died``: the machine dies while it
-    is written), ``gate`` (what is wrong with a node), ``hanging`` (its jobs don't stop), ``processes`` (the ids of jobs
+    is written), ``gate`` (what is wrong with a node), ``gateless`` (it lacks
+    the gate's programs), ``hanging`` (its jobs don't stop), ``processes`` (the ids of jobs
     that have ended and still have processes), or ``immortal`` (those don't end). ``choose_host`` and ``check_target``
     fail by the name of a host, ``restore`` by the machine's and the host's. ``calls`` has the names of its functions
     that were called, each with the machine's.
@@ -227,7 +228,7 @@ class VmStates:
 
     def run_in_guest(self, name, host, argv, text="", timeout=60):
         """As VmStates.run_in_guest, with what the project's programs on a node do."""
-        program, *arguments = argv
+        program, *arguments = argv if argv[0] != TIMEOUT else argv[2:]
         function = Path(program).name
         self._called(function, name)
         self._running(name, host)
@@ -237,6 +238,8 @@ class VmStates:
             assert text == CREDENTIAL
             wrong = self._text("gate", name)
             return int(bool(wrong)), f"MUNGE:node\n{wrong}", ""
+        if program == TEST:
+            return int(arguments != ["-x", READY_AGAIN] or bool(self._text("gateless", name))), "", ""
         if program == PART:
             why = self._text("part", name)
             return int(bool(why)), why, ""

@@ -305,10 +305,16 @@ REFUSED = {
         "hv1: /state has 1 MiB left",
     ),
     "a guest agent that is silent": (
-        lambda c: c.minions.provider.fail("job-processes", "osg2", "hv1: can't ask the guest agent of osg2"),
+        lambda c: c.minions.provider.fail("test", "osg2", "hv1: can't ask the guest agent of osg2"),
         ["osg1", "osg2"],
         ProviderError,
         "hv1: can't ask the guest agent of osg2",
+    ),
+    "a node without the programs of its gate": (
+        lambda c: c.minions.provider.fail("gateless", "osg2", "an old image"),
+        ["osg1", "osg2"],
+        ProviderError,
+        "osg2 has no /usr/local/libexec/saltmarsh/ready-again; apply its states: salt osg2 state.highstate",
     ),
     "Slurm that is away": (
         lambda c: c.slurm.go_down(),

@@ -14,8 +14,10 @@ log = logging.getLogger(__name__)
 JOB_PROCESSES = "/usr/local/libexec/saltmarsh/job-processes"
 READY_AGAIN = "/usr/local/libexec/saltmarsh/ready-again"
 PART = "/usr/local/libexec/saltmarsh/part"
+TEST = "/usr/bin/test"
+TIMEOUT = "/usr/bin/timeout"
 GUEST_SECONDS = 60
-GATE_SECONDS = 400  # a few file systems that each take their time
+GATE_SECONDS = 400  # an NFS client whose session is older than what the server remembers needs a minute for a new one
 _POLL = 0.1
 
 
@@ -38,10 +40,10 @@ class Guest:
 
         :raises ProviderError: it does not
         """
-        code, _, _ = self._run([JOB_PROCESSES], timeout=timeout)
-        if code not in (0, 1):
-            remedy = f"apply its states: salt {self._node.name} state.apply gate"
-            raise ProviderError(f"{self._node.name}: {JOB_PROCESSES} ended with {code}; {remedy}")
+        code, _, _ = self._run([TEST, "-x", READY_AGAIN], timeout=timeout)
+        if code:
+            remedy = f"apply its states: salt {self._node.name} state.highstate"
+            raise ProviderError(f"{self._node.name} has no {READY_AGAIN}; {remedy}")
 
     def jobs(self):
         """
@@ -81,9 +83,8 @@ class Guest:
         :returns: what is wrong, one line each
         :rtype: list[str]
         """
-        code, out, err = self._run(
-            [READY_AGAIN, self._node.name, self._node.address], text=self._munge.encode(), timeout=GATE_SECONDS
-        )
+        argv = [TIMEOUT, str(GATE_SECONDS - GUEST_SECONDS), READY_AGAIN, self._node.name, self._node.address]
+        code, out, err = self._run(argv, text=self._munge.encode(), timeout=GATE_SECONDS)
         lines = [line for line in out.splitlines() if line]
         theirs = [line for line in lines if line.startswith("MUNGE:")]
         wrong = [line for line in lines if not line.startswith("MUNGE:")]

@@ -16,7 +16,7 @@ from saltmarsh.libvirt_link import asking
 
 _AGENT_CALL = 10  # seconds for one answer
 _CLOCK_OFFSET = 0.3  # seconds
-_POLL = 0.05
+_POLL = 0.02
 _AWAY = (
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
     libvirt.VIR_ERR_AGENT_UNSYNCED,
@@ -58,29 +58,35 @@ def set_clock(host, connection, domain, patience):
     Step the guest's clock to this machine's, and see that it is.
 
     Not by libvirt's own virDomainSetTime: the agent would write the hardware clock as well, for half a second under
-    emulation (measured), and QEMU's has followed the host's all the time.
+    emulation (measured), and QEMU's has followed the host's all the time. It is stepped by how far it is off, not to a
+    time: until a program runs in a guest that has just come back, that would be over.
 
     :param float patience: seconds until its guest agent must have answered
     :returns: how far off it is now, in seconds
     :raises ProviderError: the agent does not answer, or the clock can't be set
     """
-    name, deadline = domain.name(), time.monotonic() + patience
+    name, said = domain.name(), ""
+    deadline = time.monotonic() + patience
     while True:
         try:
-            code, _, said = run(host, connection, domain, ["/usr/bin/date", f"--set=@{time.time():.6f}"])
-            with asking(host, connection, f"can't read the clock of {name}"):
-                asked = time.time()
-                guest = domain.getTime()
-                offset = guest["seconds"] + guest["nseconds"] / 1e9 - (asked + time.time()) / 2
+            offset = _clock_offset(host, connection, domain)
+            if abs(offset) <= _CLOCK_OFFSET:
+                return offset
+            if time.monotonic() > deadline:
+                raise ProviderError(f"{host}: the clock of {name} is {offset:+.3f} s off after it was set{said}")
+            code, _, err = run(host, connection, domain, ["/usr/bin/date", f"--set={-offset:.6f} seconds"])
+            said = f" ({' '.join(err.split())})" if code else ""
         except ProviderError as err:
             cause = err.__cause__
             away = isinstance(cause, libvirt.libvirtError) and cause.get_error_code() in _AWAY
             if not away or time.monotonic() > deadline:
                 raise
             time.sleep(_POLL)
-            continue
-        if abs(offset) <= _CLOCK_OFFSET:
-            return offset
-        if time.monotonic() > deadline:
-            why = f" ({' '.join(said.split())})" if code else ""
-            raise ProviderError(f"{host}: the clock of {name} is {offset:+.3f} s off after it was set{why}")
+
+
+def _clock_offset(host, connection, domain):
+    """How many seconds a guest's clock is ahead of this machine's."""
+    with asking(host, connection, f"can't read the clock of {domain.name()}"):
+        asked = time.time()
+        guest = domain.getTime()
+        return guest["seconds"] + guest["nseconds"] / 1e9 - (asked + time.time()) / 2
