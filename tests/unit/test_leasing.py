@@ -254,6 +254,15 @@ def test_the_ledger_learns_that_a_host_has_suspended_a_node(controller, slurm, h
     assert controller.ledger.operations() == ()
 
 
+def test_the_ledger_learns_that_a_node_is_suspended_which_its_host_could_not_bring_back(controller, host, vmstates):
+    put_away(host, "osg1", "hv1 is wanted")
+    [saved] = vmstates.state_files(["osg1"])
+    vmstates.restore(saved, "hv1")
+    vmstates.put_back("osg1", "hv1")
+    assert catch_up(controller) == ["osg1"]
+    assert_suspended(controller, ["osg1"], [JOB])
+
+
 def test_the_ledger_learns_that_a_host_has_brought_a_node_back(controller, slurm, host):
     put_away(host, "osg1", "hv1 is wanted")
     catch_up(controller)

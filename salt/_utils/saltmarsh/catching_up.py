@@ -66,7 +66,8 @@ def _killed(controller, known):
 def _learn(controller, node, look):
     runs = look.machine is not None and look.machine.state is PowerState.RUNNING and look.suspension is None
     mark = look.state.suspension if look.state else None
-    if node.state is State.READY and look.machine is None and mark and mark.phase is Phase.WRITTEN:
+    # A restore may have failed: until the machine is fit for work it can be done again.
+    if node.state is State.READY and look.machine is None and mark and mark.phase is not Phase.OVER:
         reason = standin.reason(mark.by, mark.at, mark.why)
         return _write(controller, node, State.SUSPENDED, node.host, reason, max(node.since, look.state.written))
     if node.state is State.READY and look.machine is None and look.state is None:
