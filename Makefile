@@ -16,12 +16,8 @@ venv: $(READY) ## make .venv from the locked requirements
 $(READY): requirements/test.txt
 	@tools/venv
 
-# A tier starts only when the one before it has passed.
 test: $(READY) ## run every tier of tests, the fast ones first (TIERS="unit functional" for some)
-	@for tier in $(TIERS); do \
-	  echo "== tests/$$tier"; \
-	  .venv/bin/pytest tests/$$tier || { echo "make test: tests/$$tier failed" >&2; exit 1; }; \
-	done
+	@tools/test $(TIERS)
 
 test-openstack: $(READY) ## run the tests of the OpenStack driver, also on two real clouds
 	@.venv/bin/pytest tests/unit/test_servers.py tests/unit/test_serverstates.py tests/unit/test_cloud_openstack.py \

@@ -104,10 +104,15 @@ def assert_free(lab, *names):
     assert [trace for name in names for trace in remains(lab, name)] == []
 
 
-def shrink_all(lab):
-    """Remove every node there is, whatever it does."""
-    if names := must(lab, "status"):
-        must(lab, "shrink", ",".join(names), "force=True")
+def have(lab, *names):
+    """Exactly these nodes are there, ready and without a user's job; those that other tests have left are taken."""
+    lab.exec("ctl", "scancel", "--user=alice")
+    there = must(lab, "status")
+    unfit = [name for name, node in there.items() if name not in names or node["state"] != "ready"]
+    if unfit:
+        must(lab, "shrink", ",".join(unfit), "force=True")
+    if missing := [name for name in names if name not in there or name in unfit]:
+        must(lab, "grow", ",".join(missing))
 
 
 def slurm_node(lab, name):

@@ -17,10 +17,10 @@ from elastic import (
     assert_refused,
     begin,
     elastic,
+    have,
     must,
     remains,
     said,
-    shrink_all,
     signal_owner,
     slurm_node,
     wait_state,
@@ -68,7 +68,7 @@ def nothing_changed(states):
 @pytest.fixture(scope="module")
 def growth(lab):
     """Two nodes, grown while events were recorded and forged, and DNS was watched."""
-    assert must(lab, "status") == {}, "this needs a lab without nodes"
+    have(lab)
     plan = must(lab, "grow", "2", f"map_out={MAP}", "test=True")["would grow"]
     names = sorted(plan["nodes"])
     history = must(lab, "history", NOT_BOOTING)
@@ -80,7 +80,7 @@ def growth(lab):
         answer = must(lab, "grow", "2", f"map_out={MAP}", timeout=BOOT)
         grown = Growth(names, plan, answer, events(), seen(watches), history)
     yield grown
-    shrink_all(lab)
+    have(lab)
 
 
 @pytest.fixture(scope="module")

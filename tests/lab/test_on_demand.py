@@ -1,7 +1,7 @@
 """A plain sbatch while no node is up: a node comes, the job runs, and the node goes when it has been idle."""
 
 import pytest
-from elastic import ask_ledger, must, remains, salt_call, site_pillar, slurm_node, wait_state
+from elastic import ask_ledger, have, must, remains, salt_call, site_pillar, slurm_node, wait_state
 from saltcloud import wait_for
 
 IDLE = 20
@@ -31,7 +31,7 @@ def apply_pillar(lab, state):
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_demand")
 def test_a_job_brings_its_node_and_the_node_goes_when_it_has_been_idle(lab):
-    assert must(lab, "status") == {}
+    have(lab)
     lab.exec("ctl", "sh", "-c", 'printf %s "$1" > /srv/export/shared/ran.sh', "sh", SCRIPT)
     submit = ("sbatch", "--parsable", "--chdir=/shared", "--output=/dev/null", "/shared/ran.sh")
     job = lab.exec("ctl", "runuser", "-u", "alice", "--", *submit).stdout.strip()

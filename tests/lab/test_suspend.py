@@ -5,7 +5,7 @@ Nodes go to disk with their running jobs and come back, here or on another host.
 import time
 
 import pytest
-from elastic import assert_refused, elastic, must, shrink_all, slurm_node
+from elastic import assert_refused, elastic, have, must, slurm_node
 from jobs import (
     assert_unbroken,
     cancel,
@@ -19,7 +19,6 @@ from jobs import (
 )
 from saltcloud import wait_for
 
-BOOT = 900  # seconds
 STAND_IN = "10.77.0.1"
 SLURMD_TIMEOUT = 30  # seconds, in the lab's pillar
 ADDRESSES = {"vn001": "10.77.0.101", "vn002": "10.77.0.102"}
@@ -29,11 +28,7 @@ FIRST, SECOND = ADDRESSES
 @pytest.fixture(scope="module", autouse=True)
 def nodes(lab):
     """Two nodes, ready."""
-    assert must(lab, "status") == {}, "this needs a lab without nodes"
-    must(lab, "grow", f"{FIRST},{SECOND}", timeout=BOOT)
-    yield
-    lab.exec("ctl", "scancel", "--user=alice")
-    shrink_all(lab)
+    have(lab, FIRST, SECOND)
 
 
 @pytest.fixture

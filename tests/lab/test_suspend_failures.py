@@ -9,10 +9,10 @@ from elastic import (
     assert_refused,
     begin,
     elastic,
+    have,
     must,
     said,
     salt_call,
-    shrink_all,
     signal_owner,
     slurm_node,
     wait_state,
@@ -20,7 +20,6 @@ from elastic import (
 from jobs import assert_unbroken, cancel, counted, job, state_of, submit_counter, wait_counts
 from saltcloud import wait_for
 
-BOOT = 900  # seconds
 NODE = "vn001"
 SLURM = "/var/lib/slurm/slurmctld"
 # zstd as a host has it, which waits before it writes as long as there is a certain file.
@@ -34,16 +33,13 @@ exec /usr/bin/zstd.real "$@"
 @pytest.fixture(scope="module", autouse=True)
 def node(lab):
     """One node, ready, and hosts whose zstd can be held."""
-    assert must(lab, "status") == {}, "this needs a lab without nodes"
-    must(lab, "grow", NODE, timeout=BOOT)
+    have(lab, NODE)
     for host in ("hv1", "hv2"):
         script = 'mv /usr/bin/zstd /usr/bin/zstd.real && printf %s "$1" > /usr/bin/zstd && chmod 755 /usr/bin/zstd'
         lab.exec(host, "sh", "-c", script, "sh", SLOW_ZSTD)
     yield
     for host in ("hv1", "hv2"):
         lab.exec(host, "mv", "/usr/bin/zstd.real", "/usr/bin/zstd")
-    lab.exec("ctl", "scancel", "--user=alice")
-    shrink_all(lab)
 
 
 @pytest.fixture
