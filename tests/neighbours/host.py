@@ -1,6 +1,7 @@
 """A host that acts by itself: what saltmarsh.leasehost.HostController is, among the neighbours of a controller."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -44,10 +45,11 @@ class Host:
         return self.controller.profile_of(name)
 
     def destroy(self, name):
-        """As HostController.destroy."""
+        """As HostController.destroy: state files as well."""
         self.removed.append(name)
-        machines = self.controller.minions.provider
-        (machines.machine_files / name).unlink()
+        for state in self.vmstates_of(name).state_files([name]):
+            os.unlink(state.path)
+        (self.controller.minions.provider.machine_files / name).unlink()
 
     @contextlib.contextmanager
     def locked(self, names):
