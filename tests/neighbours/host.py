@@ -14,7 +14,8 @@ class Host:
     """
     One host; ``before_lock`` is called whenever it is about to act alone.
 
-    ``removed`` has the machines that it has removed for good.
+    ``removed`` has the machines that it has removed for good. It is also its own ``hypervisors``, as far as they may be
+    left alone: ``connected`` says whether they are not.
     """
 
     host: str
@@ -25,6 +26,7 @@ class Host:
     removed: list
     ledger: Record = None
     before_lock: object = None
+    connected: bool = True
 
     @classmethod
     def of(cls, controller, host, **pillar):
@@ -43,6 +45,14 @@ class Host:
     def profile_of(self, name):
         """As HostController.profile_of."""
         return self.controller.profile_of(name)
+
+    @property
+    def hypervisors(self):
+        return self
+
+    def disconnect(self):
+        """As Hypervisors.disconnect."""
+        self.connected = False
 
     def destroy(self, name):
         """As HostController.destroy: state files as well."""

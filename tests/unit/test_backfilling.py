@@ -4,8 +4,8 @@ import pytest
 from neighbours.host import Host
 from views import assert_suspended, assert_undone, assert_working, error_of, reasons, states
 
-from saltmarsh import leasing, shrinking
-from saltmarsh.backfilling import Backfill, start, status, stop
+from saltmarsh import backfilling, leasing, shrinking
+from saltmarsh.backfilling import LATE, Backfill, start, status, stop
 from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import InvalidInput, OperationFailed, SlurmError
 from saltmarsh.growing import grow
@@ -100,12 +100,16 @@ def test_a_node_that_cant_be_made_is_not_tried_again_at_once_and_holds_nobody_up
     assert_working(controller, ["osg1", "osg2"])
 
 
-def test_a_lease_that_waits_for_its_time_need_not(controller, slurm):
+def test_a_lease_that_waits_for_its_time_need_not_if_its_host_has_not_come_to_it(controller, slurm, monkeypatch):
     start(controller, 1, "osg")
     [job] = leases(controller, controller.site.pool("osg")).values()
     slurm.delay(job.id)
-    Backfill(controller).look()
-    assert leases(controller, controller.site.pool("osg"))["osg1"].reason == "None"
+    backfill, now = Backfill(controller), [100.0]
+    monkeypatch.setattr(backfilling.time, "monotonic", lambda: now[0])
+    for seconds, reason in ((0, "BeginTime"), (LATE - 1, "BeginTime"), (1, "None")):
+        now[0] += seconds
+        backfill.look()
+        assert leases(controller, controller.site.pool("osg"))["osg1"].reason == reason
 
 
 def test_a_node_that_its_host_has_killed_is_made_anew(controller, slurm):

@@ -26,7 +26,6 @@ def lease(controller, slurm, tmp_path, monkeypatch):
     monkeypatch.setattr(leasing, "PATIENCE", 0.2)
     monkeypatch.setattr(leasing, "_POLL", 0.01)
     monkeypatch.setattr(leasehost, "RUN", str(tmp_path))
-    monkeypatch.setattr(leasehost.subprocess, "run", lambda *_, **__: None)
     grow(controller, parse_nodes("osg1"), "osg", host="hv1")
     slurm.queue_lease(LEASE, "osg1", "hv1")
     slurm.start_job(JOB, "osg1")

@@ -22,6 +22,7 @@ from saltmarsh.model import State, nodeset
 log = logging.getLogger(__name__)
 
 HOLD_DOWN = 60  # seconds until a node that could not be made is tried again
+LATE = 5  # seconds in which a host lets a lease start again
 _STOPPING = "backfill stop"
 
 
@@ -145,6 +146,7 @@ class Backfill:
     def __init__(self, controller):
         self._controller = controller
         self._not_before = {}
+        self._late = {}
 
     def look(self):
         """Let the ledger catch up, and make the nodes of leases that run, unless leases are begun or ended just now."""
@@ -182,8 +184,7 @@ class Backfill:
         """By host, the nodes of a pool that are to be made there."""
         there = leases(self._controller, pool)
         for job in there.values():
-            if "PENDING" in job.states and job.reason == "BeginTime":
-                self._controller.slurm.start_now(job.id)  # the host has not come to it
+            self._hurry(job)
         known = {node.name for node in self._controller.ledger.nodes(there)}
         hosts = {}
         for name, job in there.items():
@@ -191,6 +192,13 @@ class Backfill:
             if "RUNNING" in job.states and name not in known and due:
                 hosts.setdefault(next(iter(job.nodes)), []).append(name)
         return hosts
+
+    def _hurry(self, job):
+        """A lease that its host has not told to start again (:func:`saltmarsh.leasehost.again`)."""
+        if "PENDING" not in job.states or job.reason != "BeginTime":
+            self._late.pop(job.id, None)
+        elif time.monotonic() - self._late.setdefault(job.id, time.monotonic()) >= LATE:
+            self._controller.slurm.start_now(job.id)
 
     def _grow(self, pool, host, names):
         try:

@@ -203,16 +203,23 @@ def _places(controller, scope):
     found = {}
     for name in scope:
         machines = controller.vmstates_of(name)
-        look = machines.look(name)
+        look = _look(controller, name)
         if _is_written(look):
             machines.let_go(name, look.machine.host)  # whoever wrote it has died
-            look = machines.look(name)
+            look = _look(controller, name)
         if node := seen(controller.site, name, look, controller.host):
             found[name] = node
             if node.state is State.READY and look.state:
                 machines.settle(name, node.host)  # it is back for good
                 machines.forget(name, node.host)
     return found
+
+
+def _look(controller, name):
+    """What there is of a machine; no other host is asked for what is here, so that none can hold an urgent job up."""
+    machines = controller.vmstates_of(name)
+    look = machines.look(name, controller.host)
+    return look if look.machine else machines.look(name)
 
 
 def _is_written(look):
