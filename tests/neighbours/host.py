@@ -1,6 +1,7 @@
 """A host that acts by itself: what saltmarsh.leasehost.HostController is, among the neighbours of a controller."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -13,7 +14,8 @@ class Host:
     """
     One host; ``before_lock`` is called whenever it is about to act alone.
 
-    ``removed`` has the machines that it has removed for good.
+    ``removed`` has the machines that it has removed for good. It is also its own ``hypervisors``, as far as they may be
+    left alone: ``connected`` says whether they are not.
     """
 
     host: str
@@ -24,6 +26,7 @@ class Host:
     removed: list
     ledger: Record = None
     before_lock: object = None
+    connected: bool = True
 
     @classmethod
     def of(cls, controller, host, **pillar):
@@ -43,11 +46,20 @@ class Host:
         """As HostController.profile_of."""
         return self.controller.profile_of(name)
 
+    @property
+    def hypervisors(self):
+        return self
+
+    def disconnect(self):
+        """As Hypervisors.disconnect."""
+        self.connected = False
+
     def destroy(self, name):
-        """As HostController.destroy."""
+        """As HostController.destroy: state files as well."""
         self.removed.append(name)
-        machines = self.controller.minions.provider
-        (machines.machine_files / name).unlink()
+        for state in self.vmstates_of(name).state_files([name]):
+            os.unlink(state.path)
+        (self.controller.minions.provider.machine_files / name).unlink()
 
     @contextlib.contextmanager
     def locked(self, names):

@@ -2,9 +2,10 @@
 
 import pytest
 from neighbours.host import Host
-from views import assert_undone, assert_working, error_of, reasons, states
+from views import assert_suspended, assert_undone, assert_working, error_of, reasons, states
 
-from saltmarsh.backfilling import Backfill, start, status, stop
+from saltmarsh import backfilling, leasing, shrinking
+from saltmarsh.backfilling import LATE, Backfill, start, status, stop
 from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import InvalidInput, OperationFailed, SlurmError
 from saltmarsh.growing import grow
@@ -99,12 +100,16 @@ def test_a_node_that_cant_be_made_is_not_tried_again_at_once_and_holds_nobody_up
     assert_working(controller, ["osg1", "osg2"])
 
 
-def test_a_lease_that_waits_for_its_time_need_not(controller, slurm):
+def test_a_lease_that_waits_for_its_time_need_not_if_its_host_has_not_come_to_it(controller, slurm, monkeypatch):
     start(controller, 1, "osg")
     [job] = leases(controller, controller.site.pool("osg")).values()
     slurm.delay(job.id)
-    Backfill(controller).look()
-    assert leases(controller, controller.site.pool("osg"))["osg1"].reason == "None"
+    backfill, now = Backfill(controller), [100.0]
+    monkeypatch.setattr(backfilling.time, "monotonic", lambda: now[0])
+    for seconds, reason in ((0, "BeginTime"), (LATE - 1, "BeginTime"), (1, "None")):
+        now[0] += seconds
+        backfill.look()
+        assert leases(controller, controller.site.pool("osg"))["osg1"].reason == reason
 
 
 def test_a_node_that_its_host_has_killed_is_made_anew(controller, slurm):
@@ -163,6 +168,91 @@ def test_a_suspended_node_with_a_job_keeps_its_lease_unless_its_job_is_given_up(
         stop(controller, pool="osg")
     assert queued(controller) == ["osg1"]
     assert stop(controller, pool="osg", force=True) == ["osg1"]
+    assert queued(controller) == []
+
+
+# Stop, and an urgent job meanwhile
+
+
+@pytest.fixture
+def stopping(controller, slurm, monkeypatch):
+    """
+    A function that stops while osg1 runs job 17 under a lease on hv1.
+
+    The acts it is given are done one by one, whenever the stop looks for jobs that still run.
+    """
+    start(controller, 1, "osg")
+    run_on(slurm, controller, osg1="hv1")
+    Backfill(controller).look()
+    slurm.start_job(17, "osg1")
+    monkeypatch.setattr(shrinking, "_POLL", 0.01)
+
+    def stop_while(*acts, timeout=0.1):
+        waiting = iter(acts)
+
+        def say(line):
+            if line.startswith("waiting for jobs"):
+                monkeypatch.setattr(shrinking.time, "sleep", lambda seconds: next(waiting, lambda: None)())
+
+        try:
+            return stop(controller, pool="osg", timeout=timeout, say=say)
+        finally:
+            monkeypatch.undo()
+
+    return stop_while
+
+
+def put_away(controller):
+    """An urgent job has come."""
+    leasing.put_away(Host.of(controller, "hv1"), "osg1", "hv1 is wanted")
+
+
+def bring_back(controller, slurm, host):
+    """The lease has started again."""
+    run_on(slurm, controller, osg1=host)
+    leasing.bring_back(Host.of(controller, host), "osg1")
+
+
+def test_a_node_that_goes_to_disk_while_a_stop_waits_for_its_job_is_suspended_and_takes_no_other_job(
+    controller, slurm, stopping
+):
+    with pytest.raises(OperationFailed, match="osg1: still runs 17"):
+        stopping(lambda: put_away(controller))
+    assert not slurm.usable("osg1")
+    assert catch_up(controller) == ["osg1"]
+    assert_suspended(controller, ["osg1"], [17])
+    assert queued(controller) == ["osg1"]
+
+
+def test_when_it_is_back_after_the_stop_it_takes_jobs_again(controller, slurm, stopping):
+    with pytest.raises(OperationFailed):
+        stopping(lambda: put_away(controller))
+    backfill = Backfill(controller)
+    backfill.look()
+    bring_back(controller, slurm, "hv1")
+    assert not slurm.usable("osg1")
+    backfill.look()
+    assert_working(controller, ["osg1"], [17])
+
+
+def test_a_drain_of_the_administrators_stays(controller, slurm, stopping):
+    slurm.drain(["osg1"], "a fan is loud")
+    put_away(controller)
+    bring_back(controller, slurm, "hv1")
+    Backfill(controller).look()
+    assert slurm.nodes()["osg1"].reason == "a fan is loud"
+    assert not slurm.usable("osg1")
+
+
+def test_a_node_that_came_back_elsewhere_while_a_stop_waited_is_removed_there(controller, slurm, stopping):
+    ended = stopping(
+        lambda: put_away(controller),
+        lambda: bring_back(controller, slurm, "hv2"),
+        lambda: slurm.end_job(17),
+        timeout=10,
+    )
+    assert ended == ["osg1"]
+    assert_undone(controller)
     assert queued(controller) == []
 
 

@@ -1,9 +1,11 @@
 """Several libvirt hosts as one provider, on libvirt's own test driver (real libvirt, hypervisors in memory)."""
 
+import gc
 import multiprocessing
 import socket
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
@@ -318,6 +320,16 @@ def test_a_machine_that_may_be_on_a_host_that_is_down_is_not_said_to_be_missing(
     hypervisors = make({}, dead)
     with pytest.raises(Unreachable, match="vn001 was not found, but: hv2 can't be reached"):
         hypervisors.show("vn001")
+
+
+def test_who_disconnects_closes_the_connection_and_gets_another_when_it_is_needed(make):
+    hypervisors = make()
+    connection = weakref.ref(hypervisors.connect(["hv1"])["hv1"])
+    assert hypervisors.connect(["hv1"])["hv1"] is connection()
+    hypervisors.disconnect()
+    gc.collect()
+    assert connection() is None
+    assert hypervisors.connect(["hv1"])["hv1"].isAlive()
 
 
 def test_a_silent_host_costs_all_who_ask_one_timeout(make, silent):

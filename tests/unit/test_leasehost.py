@@ -1,10 +1,12 @@
 """What slurmd and systemd run on a host for a lease."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from neighbours.host import Host
 from saltmarsh import leasehost, leasing
 from saltmarsh.errors import OperationFailed
 from saltmarsh.growing import grow
-from saltmarsh.leasehost import HostController, again, end, start
+from saltmarsh.leasehost import HostController, again, end, hold, start
+from saltmarsh.leasing import put_away
+from saltmarsh.machine import PowerState
 from saltmarsh.pools import parse_nodes
 
 LEASE = 5
@@ -21,13 +25,10 @@ LEASE = 5
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """The host's /run, and a systemctl that writes down what it is told."""
+    """The host's /run."""
     directory = tmp_path / "run"
     directory.mkdir()
     monkeypatch.setattr(leasehost, "RUN", str(directory))
-    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {directory}/systemctl\n')
-    (tmp_path / "systemctl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return directory
 
 
@@ -101,20 +102,83 @@ def test_a_node_comes_back_only_when_its_lease_has_stayed_for_a_while(host, run,
     host.site = host.site.model_copy(update={"lease": host.site.lease.model_copy(update={"hysteresis": 3})})
     monkeypatch.setattr(leasehost.time, "sleep", lambda seconds: calls.append(seconds))
     monkeypatch.setattr(leasing, "bring_back", lambda controller, name: calls.append(name))
-    start(host, LEASE)
+    assert start(host, LEASE)
     assert calls == [3, "osg1"]
 
 
 def test_a_job_that_has_ended_meanwhile_brings_nothing_back(host, run, monkeypatch):
     monkeypatch.setattr(leasing, "bring_back", lambda *_: pytest.fail("brought back"))
-    start(host, 99)
+    hold(lambda: host, 99)
     assert list(run.glob("lease-*")) == []
 
 
-def test_at_the_end_the_start_is_stopped_first_and_the_node_put_away(host, run, vmstates):
+@pytest.fixture
+def told_to_end(monkeypatch):
+    """A function that sends this process, as main has prepared it, the signal by which systemd stops it."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    yield lambda: os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_node_is_put_away_when_the_program_that_has_brought_it_back_is_told_to_end(
+    host, run, vmstates, told_to_end, monkeypatch
+):
+    put_away(host, "osg1", "hv1 was wanted")
+    reads, read = [], os.read
+
+    def waits(file, count):
+        reads.append(vmstates.look("osg1").machine.state)
+        threading.Thread(target=told_to_end).start()
+        return read(file, count)
+
+    monkeypatch.setattr(leasehost.os, "read", waits)
+    hold(lambda: host, LEASE)
+    assert reads == [PowerState.RUNNING]
+    assert vmstates.look("osg1").machine is None
+    assert vmstates.look("osg1").state.machine
+    assert list(run.iterdir()) == []
+
+
+def test_a_program_that_is_told_to_end_while_it_waits_for_the_hysteresis_brings_nothing_back(
+    host, run, vmstates, told_to_end, monkeypatch
+):
+    put_away(host, "osg1", "hv1 was wanted")
+    before = vmstates.look("osg1").state
+    monkeypatch.setattr(leasehost.time, "sleep", lambda seconds: told_to_end())
+    hold(lambda: host, LEASE)
+    assert vmstates.look("osg1").state == before
+
+
+def test_a_program_that_is_told_to_end_while_it_restores_does_so_and_then_writes_again(
+    host, run, vmstates, told_to_end, monkeypatch
+):
+    put_away(host, "osg1", "hv1 was wanted")
+    restore = vmstates.restore
+    vmstates.restore = lambda *args: (told_to_end(), restore(*args))
+    vmstates.calls.clear()
+    monkeypatch.setattr(host, "locks", run, raising=False)
+    monkeypatch.setattr(host, "_signals", [], raising=False)
+    monkeypatch.setattr(host, "locked", functools.partial(HostController.locked, host))
+    opened = iter([host, Host.of(host.controller, "hv1")])
+    hold(lambda: next(opened), LEASE)
+    assert [call for call, _ in vmstates.calls if call in ("restore", "unpause", "save")] == [
+        "restore",
+        "unpause",
+        "save",
+    ]
+    assert vmstates.look("osg1").machine is None
+
+
+def test_while_it_waits_it_is_connected_to_no_host(host, run, monkeypatch):
+    """There may be a thousand of them, each with as many programs as it has nodes."""
+    monkeypatch.setattr(leasehost, "_wait_for_signal", lambda: None)
+    hold(lambda: host, LEASE)
+    assert host.connected is False
+
+
+def test_a_program_that_has_died_is_done_without(host, run, vmstates):
     start(host, LEASE)
     end(host, LEASE)
-    assert (run / "systemctl").read_text() == f"stop saltmarsh-lease@{LEASE}.service\n"
     assert vmstates.look("osg1").machine is None
     assert vmstates.look("osg1").state.machine
 
@@ -146,9 +210,10 @@ def test_what_cant_be_put_away_is_given_up_as_pillar_says(host, slurm, provider)
         ([None], False),
     ],
 )
-def test_a_lease_may_start_again_as_soon_as_its_epilog_is_over(host, slurm, monkeypatch, states, asked):
-    monkeypatch.setattr(leasehost, "_POLL", 0)
+def test_a_lease_may_start_again_two_seconds_after_its_epilog(host, slurm, monkeypatch, states, asked):
     told, rest = [], list(states)
+    monkeypatch.setattr(leasehost, "_POLL", 0)
+    monkeypatch.setattr(leasehost.time, "sleep", lambda seconds: told.append(seconds) if seconds else None)
 
     def change():
         slurm.end_job(LEASE) if LEASE in slurm._jobs else None
@@ -159,7 +224,7 @@ def test_a_lease_may_start_again_as_soon_as_its_epilog_is_over(host, slurm, monk
     slurm.before["jobs"] = change
     monkeypatch.setattr(slurm, "start_now", told.append)
     again(host, LEASE)
-    assert told == ([LEASE] if asked else [])
+    assert told == ([2, LEASE] if asked else [])
 
 
 def test_an_error_is_an_exit_status(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from views import assert_suspended, assert_working, error_of, states
 
 from saltmarsh import leasing, standin
 from saltmarsh.catching_up import catch_up
-from saltmarsh.errors import OperationFailed
+from saltmarsh.errors import OperationFailed, Unreachable
 from saltmarsh.growing import grow
 from saltmarsh.leasing import bring_back, give_up, node_of, put_away
 from saltmarsh.machine import PowerState
@@ -118,6 +118,20 @@ def test_a_set_that_grows_while_it_is_locked_is_locked_anew(controller, slurm, h
     put_away(host, "osg1", "hv1 is wanted")
     assert locked == [["osg1"], BOTH]
     assert away(controller, *BOTH)
+
+
+def test_no_other_host_is_asked_for_a_node_that_is_here(controller, host, vmstates, monkeypatch):
+    look = vmstates.look
+
+    def alone(name, host=None):
+        if host != "hv1":
+            raise Unreachable("hv2 can't be reached")
+        return look(name, host)
+
+    monkeypatch.setattr(vmstates, "look", alone)
+    assert put_away(host, "osg1", "hv1 is wanted")
+    monkeypatch.undo()
+    assert away(controller, "osg1")
 
 
 def test_if_it_cant_be_written_everything_goes_on(controller, slurm, host, provider):

@@ -80,7 +80,7 @@ def test_live_a_node_moves_without_a_pause_and_alone(controller, slurm, vmstates
     slurm.calls.clear()
     vmstates.calls.clear()
     assert move(controller, "osg1", live=True)["osg1"]["host"] == "hv2"
-    assert slurm.calls == ["ping"]
+    assert slurm.calls == ["ping", "jobs"]
     assert vmstates.calls == [("migrate", "osg1")]
     assert hosts(controller) == {"osg1": "hv2", "osg2": "hv1", "osg3": "hv1", "osg4": "hv1"}
     assert_working(controller, ALL, [17, 18])
@@ -123,6 +123,27 @@ def test_what_can_not_be_is_refused(controller, function, live, names, host, err
         plan(controller, names, host, live) if function is plan else move(controller, *names, host=host, live=live)
     assert error_of(raised).startswith(line)
     assert everything(controller) == before
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("function", [plan, move])
+def test_a_node_that_lives_under_a_lease_is_refused(controller, slurm, function, live):
+    slurm.queue_lease(5, "osg3", "hv1")
+    before = everything(controller)
+    with pytest.raises(InvalidInput) as raised:
+        plan(controller, ["osg3"], "hv2", live) if function is plan else move(controller, "osg3", live=live)
+    line = "can't be migrated: osg3: lives on hv1 under lease 5: drain that host in Slurm and requeue the lease"
+    assert error_of(raised) == line
+    assert everything(controller) == before
+
+
+def test_a_node_goes_with_none_that_lives_under_a_lease(controller, slurm):
+    """Job 17 runs on both."""
+    slurm.queue_lease(5, "osg2", "hv1")
+    with pytest.raises(InvalidInput, match=r"^can't be migrated: osg2: lives on hv1 under lease 5"):
+        move(controller, "osg1")
+    move(controller, "osg1", live=True)
+    assert hosts(controller) == {"osg1": "hv2", "osg2": "hv1", "osg3": "hv1", "osg4": "hv1"}
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from saltmarsh import growing, shrinking
+from saltmarsh import growing, shrinking, standin
 from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError
 from saltmarsh.leasing import KILLED, leases
@@ -22,6 +22,8 @@ from saltmarsh.model import State, nodeset
 log = logging.getLogger(__name__)
 
 HOLD_DOWN = 60  # seconds until a node that could not be made is tried again
+LATE = 5  # seconds in which a host lets a lease start again
+_STOPPING = "backfill stop"
 
 
 def start(controller, target, pool=None):
@@ -90,7 +92,7 @@ def stop(controller, target=0, pool=None, *, force=False, timeout=shrinking.DRAI
         for names in _batches(known, chosen):
             try:
                 shrinking.shrink(
-                    controller, nodeset(names), pool.name, force=force, timeout=timeout, reason="backfill stop", say=say
+                    controller, nodeset(names), pool.name, force=force, timeout=timeout, reason=_STOPPING, say=say
                 )
             except (Conflict, OperationFailed) as err:
                 trouble.append(str(err))
@@ -144,6 +146,7 @@ class Backfill:
     def __init__(self, controller):
         self._controller = controller
         self._not_before = {}
+        self._late = {}
 
     def look(self):
         """Let the ledger catch up, and make the nodes of leases that run, unless leases are begun or ended just now."""
@@ -153,6 +156,7 @@ class Backfill:
                 return
             for pool in self._controller.site.pools.values():
                 self._clear(pool)
+                self._undrain(pool)
             wanted = [
                 (pool, *item) for pool in self._controller.site.pools.values() for item in self._wanted(pool).items()
             ]
@@ -169,12 +173,18 @@ class Backfill:
             except SaltmarshError as err:
                 log.error("%s: not cleared away: %s", nodeset(killed), err)
 
+    def _undrain(self, pool):
+        """Nodes that were on disk when a stop gave up on them come back drained as they left."""
+        ready = self._controller.ledger.nodes(leases(self._controller, pool), states={State.READY})
+        known = self._controller.slurm.nodes(node.name for node in ready if node.operation is None) if ready else {}
+        left = [name for name, node in known.items() if "DRAIN" in node.states and node.reason == _STOPPING]
+        self._controller.slurm.undrain(name for name in left if not standin.stands_in(self._controller, known[name]))
+
     def _wanted(self, pool):
         """By host, the nodes of a pool that are to be made there."""
         there = leases(self._controller, pool)
         for job in there.values():
-            if "PENDING" in job.states and job.reason == "BeginTime":
-                self._controller.slurm.start_now(job.id)  # the host has not come to it
+            self._hurry(job)
         known = {node.name for node in self._controller.ledger.nodes(there)}
         hosts = {}
         for name, job in there.items():
@@ -182,6 +192,13 @@ class Backfill:
             if "RUNNING" in job.states and name not in known and due:
                 hosts.setdefault(next(iter(job.nodes)), []).append(name)
         return hosts
+
+    def _hurry(self, job):
+        """A lease that its host has not told to start again (:func:`saltmarsh.leasehost.again`)."""
+        if "PENDING" not in job.states or job.reason != "BeginTime":
+            self._late.pop(job.id, None)
+        elif time.monotonic() - self._late.setdefault(job.id, time.monotonic()) >= LATE:
+            self._controller.slurm.start_now(job.id)
 
     def _grow(self, pool, host, names):
         try:

@@ -7,7 +7,7 @@ has forgotten it, and is told again (:mod:`saltmarsh.standin`). If not, a host h
 
 import logging
 
-from saltmarsh import standin
+from saltmarsh import standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
 from saltmarsh.leasing import KILLED, leases
 from saltmarsh.machine import Phase, PowerState
@@ -35,7 +35,8 @@ def catch_up(controller):
         *_killed(controller, known),
     }:
         try:
-            if _learn(controller, known[name], controller.vmstates_of(name).look(name)):
+            look = controller.vmstates_of(name).look(name)
+            if _learn(controller, known[name], look) or _bury(controller, known[name], look):
                 learned.append(name)
         except SaltmarshError as err:
             log.warning("%s: not known what its host has done: %s", name, err)
@@ -77,6 +78,24 @@ def _learn(controller, node, look):
             controller, node, State.READY, look.machine.host, f"its host {look.machine.host} has brought it back"
         )
     return False
+
+
+def _bury(controller, node, look):
+    """
+    A node whose host has ended while it wrote the node's memory: its jobs are lost, and Slurm is told to requeue them.
+    """
+    # Looked at again: a machine is off as well when its memory is complete, and at the first look it may not have been.
+    for each in (look, controller.vmstates_of(node.name).look(node.name)):
+        complete = each.state and each.state.machine
+        if each.machine is None or not suspending.is_off(each.machine) or not each.suspension or complete:
+            return False
+    reason = f"{KILLED}: its machine died while its memory was written"
+    if not _write(controller, node, State.FAILED, node.host, reason):
+        return False
+    # The stand-in's answers would take DOWN back (ReturnToService).
+    controller.slurm.set_addresses({node.name: node.address})
+    controller.slurm.down([node.name], reason)
+    return True
 
 
 def _write(controller, node, state, host, reason, at=None):

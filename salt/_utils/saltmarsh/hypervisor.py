@@ -18,7 +18,7 @@ import libvirt
 from saltmarsh import domain as xml
 from saltmarsh import statefiles
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, SaltmarshError, Unreachable
-from saltmarsh.libvirt_link import asking, link, or_none
+from saltmarsh.libvirt_link import asking, drop_link, link, or_none
 from saltmarsh.machine import Host, Image, Machine, PowerState
 from saltmarsh.storage import delete_volumes, find_volume, make_volumes, pool_directory, refresh, volumes_of
 
@@ -273,6 +273,11 @@ class Hypervisors:
         hosts = list(self.config.hosts) if hosts is None else hosts
         self._begin(hosts)
         return {host: link(self.config.hosts[host].uri).wait(host) for host in hosts}
+
+    def disconnect(self):
+        """Close this process's connections; they are made anew when somebody needs them."""
+        for host in self.config.hosts.values():
+            drop_link(host.uri)
 
     def connect_to_reachable(self, hosts=None):
         """Connections by host name, and why there is none to the other hosts."""

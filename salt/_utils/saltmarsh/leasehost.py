@@ -1,5 +1,5 @@
 """
-The program that slurmd and systemd run on a host for a lease: ``lease start JOB`` and ``lease end JOB``.
+The program that runs on a host for a lease: ``lease hold JOB`` as long as it lasts, ``lease end JOB`` if that has died.
 
 It needs neither the Salt master nor a minion: its configuration is one file, written by the state ``lease``.
 """
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -30,8 +29,8 @@ log = logging.getLogger(__name__)
 
 CONFIG = "/etc/saltmarsh/lease.json"
 RUN = "/run/saltmarsh"
-UNIT = "saltmarsh-lease@{}.service"
 AGAIN_SECONDS = 60
+REVOKED_SECONDS = 2
 _POLL = 0.1
 
 
@@ -96,21 +95,42 @@ class HostController:
             raise SystemExit(128 + self._signals[0])
 
 
+def hold(opened, number):
+    """
+    As long as a lease runs: bring its node back, wait, and put it away when this process is told to end.
+
+    A program that has been loaded before is faster by what Python takes to load it, which a job would wait for.
+
+    :param opened: called for what to act through, each time anew
+    :param int number: the lease's job
+    """
+    try:
+        controller = opened()
+        if start(controller, number):
+            controller.hypervisors.disconnect()
+            _wait_for_signal()
+    except SystemExit:
+        end(opened(), number)
+
+
 def start(controller, number):
     """
     A lease has started: bring its node back, once it is certain that the lease stays.
 
     :param HostController controller: what to act through
     :param int number: the lease's job
+    :returns: whether it is one
+    :rtype: bool
     """
     name = leasing.node_of(controller, number)
     if name is None:
         log.info("job %s is no lease (any more)", number)
-        return
+        return False
     _note(number).write_text(name)
     # Urgent jobs that come one after the other must not find the node half restored each time.
     time.sleep(controller.site.lease.hysteresis)
     leasing.bring_back(controller, name)
+    return True
 
 
 def end(controller, number):
@@ -120,7 +140,6 @@ def end(controller, number):
     :param HostController controller: what to act through
     :param int number: the lease's job
     """
-    subprocess.run(["systemctl", "stop", UNIT.format(number)], check=True)
     note = _note(number)
     if not note.exists():
         return  # it ended before it began
@@ -136,6 +155,8 @@ def again(controller, number):
     """
     Let a lease that was put back into the queue start as soon as it can, not after two minutes (AuthInfo:cred_expire).
 
+    slurmd refuses a job that starts in the very second in which it was put back, and the job is lost (measured).
+
     :param HostController controller: what to act through
     :param int number: the lease's job
     """
@@ -145,28 +166,48 @@ def again(controller, number):
         if states is None or "RUNNING" in states:
             return
         if "PENDING" in states and "COMPLETING" not in states:
+            time.sleep(REVOKED_SECONDS)
             controller.slurm.start_now(number)
             return
         time.sleep(_POLL)
 
 
+def _wait_for_signal():
+    """Until its handler raises, whichever thread the signal comes to."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write)
+    try:
+        while True:
+            os.read(read, 1)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+
 def _note(number):
-    """Where it is kept on this host which node a lease has; Slurm may not answer at its end."""
+    """Where it is kept on this host which node a lease has, until it is put away; Slurm may not answer by then."""
     return Path(RUN, f"lease-{number}")
 
 
 def main():
     """The command line; the exit status is what slurmd makes of it: not 0 drains the host."""
-    parser = argparse.ArgumentParser(description="Bring the node of a lease back, or write it to disk.")
-    parser.add_argument("act", choices=["start", "end", "again"])
+    parser = argparse.ArgumentParser(description="Bring the node of a lease back, and write it to disk at its end.")
+    parser.add_argument("act", choices=["hold", "end", "again"])
     parser.add_argument("job", type=int)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     os.makedirs(RUN, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    acts = {"start": start, "end": end, "again": again}
     try:
-        acts[arguments.act](HostController.open(), arguments.job)
+        match arguments.act:
+            case "hold":
+                hold(HostController.open, arguments.job)
+            case "end":
+                end(HostController.open(), arguments.job)
+            case "again":
+                again(HostController.open(), arguments.job)
     except SaltmarshError as err:
         log.error("%s", err)
         return 1

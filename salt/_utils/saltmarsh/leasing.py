@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from saltmarsh import resuming, standin, suspending
 from saltmarsh.errors import Conflict, OperationFailed, SaltmarshError, Unreachable
-from saltmarsh.machine import PowerState
 from saltmarsh.model import State, nodeset
 from saltmarsh.record import Record, seen
 
@@ -157,7 +156,8 @@ def give_up(controller, name, number, err):
     What becomes of a host whose node can't be written to disk, as pillar has it (``elastic:lease:on_save_failure``).
 
     ``keep``: the host stays the node's; it is drained, and the lease is held, until an administrator has mended it.
-    ``kill``: the machine is removed, Slurm requeues its jobs, and the host is free.
+    ``kill``: the machine is removed, Slurm requeues its jobs, and the host is free. So it is with a machine that has
+    died, whatever pillar has. One that is gone has been removed by somebody else.
 
     :param HostController controller: what to act through
     :param str name: the node
@@ -165,7 +165,14 @@ def give_up(controller, name, number, err):
     :param err: why it can't be written
     """
     slurm, host = controller.slurm, controller.host
-    if controller.site.lease.on_save_failure == "keep":
+    look = controller.vmstates_of(name).look(name, host)
+    if look.machine is None:
+        log.warning("%s: %s is gone: %s", host, name, err)
+        return
+    if _is_written(look):
+        controller.vmstates_of(name).let_go(name, host)
+        return
+    if controller.site.lease.on_save_failure == "keep" and not suspending.is_off(look.machine):
         log.error("%s: %s can't be suspended and keeps its host: %s", host, name, err)
         slurm.drain([host], f"{name} can't be suspended and keeps this host: {err}")
         slurm.hold_jobs([number])
@@ -196,10 +203,10 @@ def _places(controller, scope):
     found = {}
     for name in scope:
         machines = controller.vmstates_of(name)
-        look = machines.look(name)
+        look = _look(controller, name)
         if _is_written(look):
             machines.let_go(name, look.machine.host)  # whoever wrote it has died
-            look = machines.look(name)
+            look = _look(controller, name)
         if node := seen(controller.site, name, look, controller.host):
             found[name] = node
             if node.state is State.READY and look.state:
@@ -208,9 +215,16 @@ def _places(controller, scope):
     return found
 
 
+def _look(controller, name):
+    """What there is of a machine; no other host is asked for what is here, so that none can hold an urgent job up."""
+    machines = controller.vmstates_of(name)
+    look = machines.look(name, controller.host)
+    return look if look.machine else machines.look(name)
+
+
 def _is_written(look):
     """Whether a machine is off, and its memory on disk."""
-    off = look.machine is not None and look.machine.state in (PowerState.STOPPED, PowerState.CRASHED)
+    off = look.machine is not None and suspending.is_off(look.machine)
     return off and look.suspension and not look.suspension.ran and look.state and look.state.machine
 
 

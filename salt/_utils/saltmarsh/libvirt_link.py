@@ -32,6 +32,12 @@ def link(uri):
         return _links.setdefault(uri, Link(uri))
 
 
+def drop_link(uri):
+    """Let go of the :class:`Link` to a libvirt connection URI; it is closed when nobody uses it any more."""
+    with _links_lock:
+        _links.pop(uri, None)
+
+
 @contextlib.contextmanager
 def asking(host, connection, failure):
     """

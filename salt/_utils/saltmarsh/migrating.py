@@ -8,6 +8,7 @@ import time
 from saltmarsh import resuming, suspending
 from saltmarsh.errors import InvalidInput, OperationFailed, ProviderError, SaltmarshError
 from saltmarsh.hostlist import fold_words
+from saltmarsh.leasing import leases
 from saltmarsh.model import State, nodeset
 
 log = logging.getLogger(__name__)
@@ -116,9 +117,22 @@ def _checked(controller, names, host, live):
         raise InvalidInput(f"{nodeset(there)} is on {host} already")
     if not live:
         nodes, _, _ = suspending.checked(controller, names)
+    _refuse_leased(controller, nodes)
     for members in suspending.by_provider(controller, (node for node in nodes if node.host != host)):
         controller.vmstates_of(members[0].name).check_target({node.name: node.host for node in members}, host)
     return nodes
+
+
+def _refuse_leased(controller, nodes):
+    """A node lives where its lease does: elsewhere it would use what Slurm has given to nobody, or to somebody else."""
+    held = leases(controller)
+    leased = {
+        node.name: f"lives on {node.host} under lease {held[node.name].id}" for node in nodes if node.name in held
+    }
+    if leased:
+        raise InvalidInput(
+            f"can't be migrated: {'; '.join(fold_words(leased))}: drain that host in Slurm and requeue the lease"
+        )
 
 
 def _come_back(controller, operation, names, host, say):

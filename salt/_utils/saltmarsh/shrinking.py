@@ -3,8 +3,10 @@
 import logging
 import time
 
+from saltmarsh import standin
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError
 from saltmarsh.hostlist import fold_words
+from saltmarsh.leasing import leases
 from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
 from saltmarsh.slurm import ids_by_node
@@ -63,6 +65,7 @@ def shrink(controller, what, pool=None, *, force=False, timeout=DRAIN_SECONDS, r
         busy = {} if force else drain(controller, awake, reason, timeout, say)
         _give_back(controller, operation, busy)
         idle = [name for name in names if name not in busy]
+        _follow(controller, operation, idle, reason)
         stuck = remove(controller, pool, operation, dict.fromkeys(idle, reason), say=say) if idle else {}
     except BaseException as err:
         _give_up(controller, operation, names, err)
@@ -157,7 +160,7 @@ def _give_back(controller, operation, names):
     Let nodes that were draining work again.
 
     One that had failed before stays failed, and drained; so does one that Slurm does not have. One that was suspended
-    still is.
+    still is; one that its host has suspended meanwhile is known to be so when the ledger catches up.
     """
     before = {name: _before(controller, operation, name) for name in names}
     for name, row in before.items():
@@ -168,11 +171,19 @@ def _give_back(controller, operation, names):
     known = controller.slurm.nodes(worked)
     there = {name for name in worked if name in known and known[name].registered}
     if there:
-        controller.slurm.undrain(there)
+        controller.slurm.undrain(name for name in there if not standin.stands_in(controller, known[name]))
         controller.ledger.move(operation, there, State.READY, reason="back at work")
     for name in worked - there:
         seen = f"Slurm has it {known[name].state}" if name in known else "Slurm does not know it"
         controller.ledger.move(operation, {name}, State.FAILED, reason=f"could not go back to work: {seen}")
+
+
+def _follow(controller, operation, names, reason):
+    """Nodes with leases may have moved while they were drained: one that may be anywhere is removed from all hosts."""
+    held = leases(controller)
+    for node in controller.ledger.nodes(name for name in names if name in held):
+        if set(held[node.name].nodes) != {node.host}:
+            controller.ledger.move(operation, [node.name], State.DESTROYING, host=None, reason=reason)
 
 
 def _before(controller, operation, name):

@@ -38,6 +38,11 @@ def stand_in(controller, names):
     controller.slurm.set_addresses(dict.fromkeys(names, controller.site.controller.address))
 
 
+def stands_in(controller, node):
+    """Whether the stand-in answers for a node, as Slurm has it."""
+    return node.address == controller.site.controller.address
+
+
 def remind(controller):
     """
     Tell Slurm again what it has forgotten of nodes that are suspended, or back.
@@ -101,11 +106,12 @@ def _is(controller, name, state):
 
 def _taken_for_here(controller, nodes):
     """Of nodes that are away, those that Slurm believes to be here."""
-    address = controller.site.controller.address
     known = controller.slurm.nodes(nodes)
     busy = {name for job in _running(controller, nodes) for name in job.nodes}
     return [
-        name for name, node in known.items() if node.address != address or "DRAIN" not in node.states or name in busy
+        name
+        for name, node in known.items()
+        if not stands_in(controller, node) or "DRAIN" not in node.states or name in busy
     ]
 
 
@@ -120,9 +126,8 @@ def _tell_away(controller, nodes):
 
 def _taken_for_away(controller, nodes):
     """Of nodes that are back, those that Slurm believes to be away."""
-    address = controller.site.controller.address
     known = controller.slurm.nodes(nodes)
-    return [name for name, node in known.items() if node.address == address or _drained_by_us(node)]
+    return [name for name, node in known.items() if stands_in(controller, node) or _drained_by_us(node)]
 
 
 def _tell_back(controller, nodes):

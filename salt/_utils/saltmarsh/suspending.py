@@ -283,7 +283,7 @@ def undo(controller, operation, nodes, say):
     for node in nodes:
         if node.name in written:
             controller.vmstates_of(node.name).restore(looks[node.name].state, node.host)
-    living = {name for name, look in looks.items() if look.machine and not _is_off(look.machine)}
+    living = {name for name, look in looks.items() if look.machine and not is_off(look.machine)}
     dead = looks.keys() - living - written
     return resuming.take_up(controller, operation, nodes, dead, say)
 
@@ -332,7 +332,8 @@ def wait_idle(controller, node):
     return look
 
 
-def _is_off(machine):
+def is_off(machine):
+    """Whether a machine has ended, whichever way."""
     return machine.state in (PowerState.STOPPED, PowerState.CRASHED)
 
 
@@ -340,7 +341,7 @@ def _is_written(look, operation):
     """Whether a machine is off and its memory, as of this operation, is on disk; it has not run since."""
     state = look.state
     return bool(
-        (look.machine is None or _is_off(look.machine) and look.suspension and not look.suspension.ran)
+        (look.machine is None or is_off(look.machine) and look.suspension and not look.suspension.ran)
         and state
         and state.machine
         and state.suspension

@@ -47,10 +47,13 @@ def create(vm_):
 def destroy(name, call=None, host=None):
     if call == "function":
         raise SaltCloudSystemExit("destroy is for machines")
-    for each in [host] if host else get_configured_provider()["hosts"]:
+    hosts = [host] if host else get_configured_provider()["hosts"]
+    for each in hosts:
         _see(each)
     _show("destroy", name)
-    (_store() / "machines" / name).unlink(missing_ok=True)
+    machine = _store() / "machines" / name
+    if machine.exists() and json.loads(machine.read_text()).get("host") in (None, *hosts):
+        machine.unlink()
     for path in (_store() / "states").glob(f"{name}.*"):
         path.unlink()
     return {"Destroyed": f"{name} was destroyed"}
