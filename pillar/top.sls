@@ -6,6 +6,7 @@ base:
     - site
     - elastic
     - slurm
+    - api
     - roles.controller
     - secret
   'hv*':

@@ -2,6 +2,7 @@ base:
   'roles:controller':
     - match: pillar
     - salt.master
+    - salt.api
     - dns.server
     - dns.client
     - chrony.server

@@ -18,6 +18,7 @@ KINDS = {
     "states": ("State module", "in SLS files: `{name}.FUNCTION`"),
     "clouds": ("Cloud driver", "in cloud providers: `driver: {name}`"),
     "engines": ("Engine", "in the master's configuration: `engines`"),
+    "netapi": ("Door of salt-api", "in the master's configuration: `{name}`"),
 }
 NOTE = "<!-- Made by `make docs` from {source}: edit the docstrings there. -->\n"
 # Salt itself calls these; they are no interface of ours.

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from datetime import datetime
 
 import salt.utils.event
@@ -97,7 +98,7 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
     timeout
         Seconds until a node must be ready; by default the pool's ``limits:boot_timeout``.
     map_out
-        A file into which the salt-cloud map is written as well; ``salt-cloud -m`` can run it.
+        A file into which the salt-cloud map is written as well; ``salt-cloud -m`` can run it. Not over the API.
     test
         Only say what would be done.
 
@@ -111,7 +112,7 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
         salt-run elastic.grow vn[001-002] host=hv1 test=True
     """
     what = parse_count_or_nodes(what)
-    pool, host, map_out = _text("pool", pool), _text("host", host), _text("map_out", map_out)
+    pool, host, map_out = _text("pool", pool), _text("host", host), _file("map_out", map_out)
     timeout = _seconds("timeout", timeout)
     test = _flag("test", test)
     controller = Controller.open(__opts__)
@@ -437,15 +438,16 @@ def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_
 
 
 @_command
-def timeline(out, since="1h"):
+def timeline(out=None, since="1h"):
     """
-    Draw what was where and when: a row for each host and each node, bars for jobs on bare metal, leases, and what the
+    What was where and when: a row for each host and each node, bars for jobs on bare metal, leases, and what the
     nodes did.
 
-    Needs altair and vl-convert-python, and in Slurm ``JobCompType=jobcomp/filetxt``.
+    Needs in Slurm ``JobCompType=jobcomp/filetxt``, and to draw it altair and vl-convert-python.
 
     out
-        The file: ``.html``, where each bar tells what it is when it is pointed at, or ``.svg``.
+        A file for the picture: ``.html``, where each bar tells what it is when it is pointed at, or ``.svg``. Not over
+        the API. By default, the bars are the answer.
     since
         How long ago it begins (``90s``, ``30m``, ``12h``, ``7d``), or a time such as ``2026-11-21T08:00``.
 
@@ -454,10 +456,13 @@ def timeline(out, since="1h"):
     .. code-block:: bash
 
         salt-run elastic.timeline out=/root/timeline.html since=2h
+        salt-run elastic.timeline --out json
     """
-    out, since, until = _text("out", out), _since(since), time.time()
+    out, since, until = _file("out", out), _since(since), time.time()
     controller = Controller.open(__opts__)
     bars, _ = timelines.gather(controller, since, until)
+    if out is None:
+        return [asdict(bar) for bar in bars]
     picture.draw(bars, list(controller.site.hosts), out)
     return {"out": out, "bars": len(bars)}
 
@@ -582,7 +587,7 @@ def nudge(node=None):
 
 def _progress():
     """How lines of progress are said: on standard error of salt-run; in the master's processes, in its log."""
-    if os.path.basename(sys.argv[0]) != "salt-run":
+    if not _is_salt_run():
         return log.info
     start = time.monotonic()
 
@@ -592,9 +597,16 @@ def _progress():
     return say
 
 
+def _is_salt_run():
+    """Whether an administrator runs this, and not the master: for a user of the API, a minion, or a reactor."""
+    return os.path.basename(sys.argv[0]) == "salt-run"
+
+
 def _by():
-    """Who asks, as far as salt-run can tell."""
-    return os.environ.get("SUDO_USER") or __opts__.get("user", "root")
+    """Who asks, as far as Salt can tell."""
+    if _is_salt_run():
+        return os.environ.get("SUDO_USER") or __opts__.get("user", "root")
+    return __user__
 
 
 def _line(name, value):
@@ -630,6 +642,13 @@ def _text(name, value):
     if value is None or isinstance(value, str):
         return value
     raise InvalidInput(f"{name}={value!r}: expected text")
+
+
+def _file(name, value):
+    # The master writes wherever it likes: nobody may tell it to who could not do so himself.
+    if value is not None and not _is_salt_run():
+        raise InvalidInput(f"{name}={value!r}: only salt-run on the controller writes files")
+    return _text(name, value)
 
 
 def _flag(name, value):

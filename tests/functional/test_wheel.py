@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("clouds", "engines", "modules", "runners", "states")
+KINDS = ("clouds", "engines", "modules", "netapi", "runners", "states")
 
 
 def run(*argv, cwd):

@@ -56,6 +56,12 @@ def test_a_timeline_is_drawn_from_history_and_records(runner, records, tmp_path)
     assert all(f">{word}<" in out.read_text() for word in ("hv1", "osg1", "node at work", "bare-metal job"))
 
 
+def test_a_timeline_without_a_file_is_told_in_bars(runner, records):
+    runner.grow(1, pool="osg")
+    bars = runner.timeline(since="2h")
+    assert {(bar["row"], bar["kind"]) for bar in bars} >= {("hv1", "bare-metal job"), ("osg1", "node at work")}
+
+
 def test_a_report_is_made_of_history_and_records(runner, controller, slurm, records, monkeypatch):
     runner.grow(1, pool="osg")
     bare = slurm.nodes(["osg1"])["osg1"]

@@ -29,6 +29,7 @@ def runner(controller, monkeypatch):
     spec.loader.exec_module(module)
     module.__opts__ = {"user": "root"}
     module.__context__ = {}
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/salt-run"])
     monkeypatch.setattr(module.Controller, "open", lambda opts: controller)
     return module
 
@@ -132,12 +133,44 @@ def test_operations_of_dead_processes_are_ended_first(runner, controller):
     assert set(runner.grow(4, pool="osg")["nodes"]) == {"osg1", "osg2", "osg3", "osg4"}
 
 
-def test_progress_goes_to_standard_error_of_salt_run(runner, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/salt-run", "elastic.grow", "1"])
+def test_progress_goes_to_standard_error_of_salt_run(runner, capsys):
     runner.grow(1, pool="osg")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[0].endswith(" s  osg1: claimed")
+
+
+# In the master, for a user of the API
+
+
+@pytest.fixture
+def served(runner, monkeypatch):
+    """The runner as the master calls it for the user "scripts", itself started with sudo."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/salt-master"])
+    monkeypatch.setenv("SUDO_USER", "alice")
+    runner.__user__ = "scripts"
+    return runner
+
+
+def test_the_history_says_which_user_of_the_api_asked(served):
+    served.grow(1, pool="osg")
+    served.shrink(1, pool="osg")
+    assert served.history("osg1")[-2]["reason"] == "shrink by scripts"
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs"),
+    [("grow", (1,), {"pool": "osg", "map_out": "{}"}), ("timeline", ("{}",), {}), ("timeline", (), {"out": "{}"})],
+)
+def test_nobody_lets_the_master_write_a_file(served, controller, tmp_path, function, args, kwargs):
+    path = str(tmp_path / "x.svg")
+    said, status = error(
+        served, function, *(a if a == 1 else path for a in args), **{k: v.format(path) for k, v in kwargs.items()}
+    )
+    assert said.endswith(f"='{path}': only salt-run on the controller writes files")
+    assert status == 2
+    assert not list(tmp_path.glob("*.svg"))
+    assert states(controller) == {}
 
 
 # Bad input
