@@ -220,7 +220,7 @@ def list_nodes_select(call=None):
 @_converted
 def inventory(call=None):
     """
-    This cluster's machines in short, the names of those with a state file, and the hosts that do not answer.
+    This cluster's machines in short, what state files take on disk by machine, and the hosts that do not answer.
 
     :param str call: how salt-cloud came here
 

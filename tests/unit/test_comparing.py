@@ -23,7 +23,7 @@ class Place:
         self.site = site
         self.nodes = {"osg1": Node("osg1", "osg", "10.77.0.51", State.READY, 1.0, "hv1", "Slurm has it")}
         self.machines = [Seen("osg1", "hv1", PowerState.RUNNING)]
-        self.saved = set()
+        self.saved = {}
         self.silent = {}
         self.dead = None
         self.slurm = {
@@ -60,7 +60,7 @@ class Place:
         self.slurm[name] = dataclasses.replace(self.slurm[name], states=frozenset(states), **changes)
 
     def look(self):
-        inventory = Inventory(tuple(self.machines), frozenset(self.saved), self.silent)
+        inventory = Inventory(tuple(self.machines), self.saved, self.silent)
         return Snapshot(
             at=2.0,
             site=self.site,
@@ -94,7 +94,7 @@ def test_a_node_that_its_host_puts_away_or_has_put_away_stays_away(place):
     place.machine(state=PowerState.PAUSED)
     assert found(place) == {("osg1", "its machine is paused on hv1", None)}
     place.gone()
-    place.saved.add("osg1")
+    place.saved.update(osg1=7)
     assert found(place) == {("osg1", "its memory is in a state file, though nobody has suspended it", None)}
 
 
@@ -110,7 +110,7 @@ READY = {
         lambda place: place.gone(), "its machine is on no host that answers, but its slurmd answers", None,
     ),
     "its machine is gone, but a state file is there": (
-        lambda place: (lose(place), place.saved.add("osg1")), "its memory is in a state file", None,
+        lambda place: (lose(place), place.saved.update(osg1=7)), "its memory is in a state file", None,
     ),
     "its machine has stopped": (
         lambda place: (place.machine(state=PowerState.STOPPED), place.in_slurm("osg1", *SILENT)),
@@ -150,7 +150,7 @@ FAILED = {
     ),
     "its slurmd answers": (lambda place: place.failed(), "its slurmd answers", None),
     "its memory is on disk": (
-        lambda place: (place.failed(), lose(place), place.saved.add("osg1")), "its memory is on disk", None,
+        lambda place: (place.failed(), lose(place), place.saved.update(osg1=7)), "its memory is on disk", None,
     ),
 }  # fmt: skip
 OTHERS = {
@@ -175,7 +175,7 @@ FREE = {
         lambda place: place.in_slurm("osg1", *UP), f"{NOBODYS}its slurmd answers", Repair.REMOVE,
     ),
     "a state file is left": (
-        lambda place: place.saved.add("osg1"), f"{NOBODYS}there is a state file", None,
+        lambda place: place.saved.update(osg1=7), f"{NOBODYS}there is a state file", None,
     ),
     "somebody has resumed it in Slurm": (
         lambda place: place.in_slurm("osg1", "IDLE", "CLOUD", "POWERED_DOWN"),
@@ -275,7 +275,7 @@ def test_a_host_that_does_not_answer_makes_its_nodes_unknown_and_no_others(place
 def test_of_several_providers_one_that_does_not_answer_may_have_the_nodes_host(place):
     lose(place)
     look = place.look()
-    inventory = Inventory((), frozenset(), {"lab": "no route to the hosts"})
+    inventory = Inventory((), {}, {"lab": "no route to the hosts"})
     look = dataclasses.replace(
         look, providers={"lab, cloud": inventory}, provider_of=dict.fromkeys(place.site.pools, "lab, cloud")
     )

@@ -22,6 +22,7 @@ _LISTS = {
 }
 # Whether a domain is ours is asked once: it does not change, and nothing is done to a domain without asking again.
 _known = {}  # by host, whether the domain with a UUID is ours
+_sizes = {}  # by host, what was learned of its state files
 
 
 def inventory(hypervisors):
@@ -34,18 +35,18 @@ def inventory(hypervisors):
     connections, trouble = hypervisors.connect_to_reachable()
     away = [host for host in hypervisors.config.hosts if host not in connections]
     silent = {host: str(err) for host, err in zip(away, trouble, strict=True)}
-    machines, saved = [], set()
+    machines, saved = [], {}
     with ThreadPoolExecutor(len(connections) or 1) as pool:
         asked = {host: pool.submit(_look, hypervisors, host, each) for host, each in connections.items()}
     for host, answer in asked.items():
         try:
-            seen, names = answer.result()
+            seen, sizes = answer.result()
         except (ProviderError, Unreachable) as err:
             silent[host] = str(err)
         else:
             machines += seen
-            saved |= names
-    return Inventory(tuple(machines), frozenset(saved), silent)
+            saved |= sizes
+    return Inventory(tuple(machines), saved, silent)
 
 
 def _look(hypervisors, host, connection):
@@ -61,4 +62,7 @@ def _look(hypervisors, host, connection):
                 if now[uuid]:
                     seen.append(Seen(domain.name(), host, state))
     _known[place] = now
-    return seen, statefiles.machine_names(host, connection, config) if config.state_dir else set()
+    if not config.state_dir:
+        return seen, {}
+    _sizes[place] = statefiles.sizes(host, connection, config, _sizes.get(place, {}))
+    return seen, statefiles.by_machine(_sizes[place])

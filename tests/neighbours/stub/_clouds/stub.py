@@ -89,7 +89,7 @@ def inventory(call=None):
             for each in found
             if each["host"] not in silent
         ],
-        "saved": {path.name.partition(".")[0] for path in (_store() / "states").glob("*.state")},
+        "saved": {path.name.partition(".")[0]: path.stat().st_size for path in (_store() / "states").glob("*.state")},
         "silent": silent,
     }
 
