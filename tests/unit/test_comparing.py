@@ -25,6 +25,7 @@ class Place:
         self.machines = [Seen("osg1", "hv1", PowerState.RUNNING)]
         self.saved = {}
         self.silent = {}
+        self.strays = set()
         self.dead = None
         self.slurm = {
             name: SlurmNode(name, frozenset(AWAY), NOT_GROWN, pool.address_of(name), (), (), 1, 1, 0)
@@ -60,7 +61,7 @@ class Place:
         self.slurm[name] = dataclasses.replace(self.slurm[name], states=frozenset(states), **changes)
 
     def look(self):
-        inventory = Inventory(tuple(self.machines), self.saved, self.silent)
+        inventory = Inventory(tuple(self.machines), self.saved, self.silent, frozenset(self.strays))
         return Snapshot(
             at=2.0,
             site=self.site,
@@ -169,6 +170,13 @@ FREE = {
     ),
     "a key is left": (
         lambda place: place.keys.add("osg1"), f"{NOBODYS}a minion key is accepted", Repair.REMOVE,
+    ),
+    "volumes are left": (
+        lambda place: place.strays.add("osg1"), f"{NOBODYS}there are volumes of a machine", Repair.REMOVE,
+    ),
+    "volumes are left, and the machine is at work somewhere": (
+        lambda place: (place.strays.add("osg1"), place.in_slurm("osg1", *UP)),
+        f"{NOBODYS}there are volumes of a machine and its slurmd answers: is it at work?", None,
     ),
     "a DNS name is left": (lambda place: place.dns.add("osg1"), f"{NOBODYS}it is in DNS", Repair.REMOVE),
     "Slurm has it up, and there is no machine": (
@@ -299,6 +307,18 @@ def test_a_node_that_changed_while_others_were_asked_is_left_for_the_next_look(p
 def test_a_machine_without_a_pool_is_told_and_left(place):
     place.machines.append(Seen("web1", "hv2", PowerState.RUNNING))
     assert found(place) == {("web1", "a machine of this cluster running on hv2, and no pool has its name", None)}
+
+
+def test_volumes_of_this_cluster_without_a_pool_are_told_and_left(place):
+    place.strays.add("web1")
+    assert found(place) == {("web1", "volumes of this cluster without a machine, and no pool has its name", None)}
+
+
+def test_volumes_of_a_node_that_is_not_free_are_its_own(place):
+    place.strays.add("osg1")
+    for state in State:
+        place.node(state=state, reason="a test")
+        assert not {each for each in found(place) if "volumes" in each[1]}
 
 
 def test_a_key_of_no_pool_is_nobodys_business(place):

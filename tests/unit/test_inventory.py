@@ -5,6 +5,7 @@ import pytest
 from hypervisors import host_uri, provider, spec
 
 from saltmarsh import identity, libvirt_link
+from saltmarsh import inventory as inventory_module
 from saltmarsh.hypervisor import Hypervisors
 from saltmarsh.inventory import inventory
 from saltmarsh.machine import Inventory, PowerState, Seen
@@ -111,3 +112,51 @@ def test_whose_a_domain_is_is_asked_once(make, monkeypatch):
     inventory(hypervisors)
     monkeypatch.delattr(libvirt.virDomain, "metadata")
     assert [machine.name for machine in inventory(hypervisors).machines] == ["vn001"]
+
+
+def make_volume(hypervisors, host, name):
+    [link] = hypervisors.connect([host]).values()
+    link.storagePoolLookupByName("nodes").createXML(f"<volume><name>{name}</name><capacity>1</capacity></volume>")
+
+
+def test_volumes_with_this_clusters_mark_and_without_a_machine_are_told(make):
+    hypervisors = make({"foreign": {"vn006": 100}}, {})
+    create(hypervisors, 1, host="hv1")
+    for host, volume in {
+        "hv1": ("vn002.lab.qcow2", "vn003.lab.seed.iso", "vn004.qcow2", "vn005.other.qcow2", "golden.qcow2"),
+        "hv2": ("vn001.lab.qcow2", "vn002.lab.console", "vn006.lab.qcow2"),
+    }.items():
+        for name in volume:
+            make_volume(hypervisors, host, name)
+    assert inventory(hypervisors).strays == {"vn002", "vn003"}
+
+
+def test_volumes_of_a_machine_with_a_state_file_are_no_strays(states):
+    pool, hypervisors = states
+    write(pool, "vn004.1.state", 1000)
+    make_volume(hypervisors, "hv1", "vn004.lab.qcow2")
+    assert inventory(hypervisors).strays == set()
+
+
+def test_volumes_that_have_been_deleted_through_another_host_are_no_strays(make, monkeypatch):
+    hypervisors = make({})
+    make_volume(hypervisors, "hv1", "vn002.lab.qcow2")
+    [link] = hypervisors.connect().values()
+    gone = link.storagePoolLookupByName("nodes").storageVolLookupByName("vn002.lab.qcow2")
+    monkeypatch.setattr(libvirt.virStoragePool, "refresh", lambda pool, flags=0: gone.delete())
+    found = inventory(hypervisors)
+    assert (found.strays, found.silent) == (set(), {})
+
+
+def test_a_host_that_can_not_look_again_is_silent_and_its_volumes_are_no_strays(make, monkeypatch):
+    hypervisors = make({})
+    create(hypervisors, 1)
+    make_volume(hypervisors, "hv1", "vn002.lab.qcow2")
+    monkeypatch.setattr(inventory_module, "refresh", refuse)
+    found = inventory(hypervisors)
+    assert (found.strays, [machine.name for machine in found.machines]) == (set(), ["vn001"])
+    assert found.silent == {"hv1": "hv1: can't list storage pool nodes: unknown error"}
+
+
+def refuse(pool):
+    raise libvirt.libvirtError("it does not say why")

@@ -203,6 +203,7 @@ class Inventory:
     machines: tuple[Seen, ...]
     saved: dict[str, int] = field(default_factory=dict)  # bytes of the state files on disk, by the machine's name
     silent: dict[str, str] = field(default_factory=dict)  # hosts that did not answer, and why
+    strays: frozenset[str] = frozenset()  # names of which there are volumes with our mark, and no machine or memory
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ class Snapshot:
     changed: frozenset[str] = frozenset()
     machines: dict[str, list[Seen]] = field(init=False, compare=False)  # by name
     saved: dict[str, int] = field(init=False, compare=False)  # as in Inventory
+    strays: frozenset[str] = field(init=False, compare=False)  # as in Inventory
 
     def __post_init__(self):
-        machines, saved = {}, {}
+        machines, saved, strays = {}, {}, set()
         for inventory in self.providers.values():
             if isinstance(inventory, Inventory):
                 for machine in inventory.machines:
@@ -43,8 +44,10 @@ class Snapshot:
                     if machine not in seen:  # pools that share one of their providers
                         seen.append(machine)
                 saved |= inventory.saved
+                strays |= inventory.strays
         object.__setattr__(self, "machines", machines)
         object.__setattr__(self, "saved", saved)
+        object.__setattr__(self, "strays", frozenset(strays - machines.keys() - saved.keys()))
 
     def doubt(self, pool, host=None):
         """
@@ -126,6 +129,7 @@ def _inventory(controller, pool):
         machines=tuple(machine for each in inventories for machine in each.machines),
         saved={name: size for each in inventories for name, size in each.saved.items()},
         silent={host: why for each in inventories for host, why in each.silent.items()},
+        strays=frozenset().union(*(each.strays for each in inventories)),
     )
 
 
