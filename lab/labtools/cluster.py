@@ -95,7 +95,7 @@ def logs(name):
             return 0
         say(f"==> journal of {name}")
         return container.execute(machine, ["journalctl", "--no-pager", "--boot"]).returncode
-    console = STATE / "nodes" / f"{name}.console"
+    console = STATE / "nodes" / f"{name}.lab.console"
     if name in NODE_ADDRESSES and console.exists():
         say(console.read_text(errors="replace"))
         return 0

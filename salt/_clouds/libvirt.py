@@ -220,7 +220,8 @@ def list_nodes_select(call=None):
 @_converted
 def inventory(call=None):
     """
-    This cluster's machines in short, the names of those with a state file, and the hosts that do not answer.
+    This cluster's machines in short, what state files take on disk by machine, the hosts that do not answer, and the
+    names of which there are volumes without a machine.
 
     :param str call: how salt-cloud came here
 
@@ -232,6 +233,26 @@ def inventory(call=None):
     """
     driver.not_an_action(call, "inventory")
     return dataclasses.asdict(take_inventory(_hypervisors()))
+
+
+@_converted
+def remove_strays(kwargs=None, call=None):
+    """
+    Remove the volumes of a machine that there is not any more, if they bear this cluster's mark.
+
+    :param dict kwargs: ``name``: the machine
+    :param str call: how salt-cloud came here
+    :raises SaltCloudExecutionFailure: not all hosts answer, there is a domain of this name or a state file, or a
+        domain uses one of them
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-cloud -f remove_strays lab name=vn001
+    """
+    driver.not_an_action(call, "remove_strays")
+    _hypervisors().remove_strays((kwargs or {}).get("name", ""))
 
 
 @_converted

@@ -309,7 +309,7 @@ def test_no_secret_is_in_a_file_that_others_may_read(lab, growth, secrets):
         assert "/etc/munge/munge.key" in found[secrets["munge"]]  # what is there is found
         private = {path for name in growth.names for path in found.get(secrets[name], {})}
         # The lab's hosts share a directory for their volumes; a node's disk has what the node has written.
-        assert private <= {f"/srv/nodes/{name}.{kind}" for name in growth.names for kind in ("minion.pem", "qcow2")}
+        assert private <= {f"/srv/nodes/{name}.lab.{kind}" for name in growth.names for kind in ("minion.pem", "qcow2")}
         assert bool(private) == (machine != "ctl")
 
 

@@ -104,8 +104,8 @@ def test_the_minions_trust_this_master_alone(lab, booted):
 def test_the_private_keys_are_in_no_command_line_domain_or_log(lab, booted):
     for name, node in booted.items():
         host = node["host"]
-        assert SECRET in lab.exec(host, "cat", f"/srv/nodes/{name}.minion.pem").stdout
-        assert lab.exec(host, "stat", "-c", "%a", f"/srv/nodes/{name}.minion.pem").stdout.strip() == "600"
+        assert SECRET in lab.exec(host, "cat", f"/srv/nodes/{name}.lab.minion.pem").stdout
+        assert lab.exec(host, "stat", "-c", "%a", f"/srv/nodes/{name}.lab.minion.pem").stdout.strip() == "600"
         assert SECRET not in lab.exec(host, "ps", "axww").stdout
         assert SECRET not in lab.exec(host, "virsh", "dumpxml", name).stdout
         assert lab.exec(host, "grep", "-rl", SECRET, "/var/log", check=False).stdout == ""
@@ -130,7 +130,7 @@ def test_a_machine_is_stopped_started_and_rebooted(lab, booted):
 
 
 def test_the_console_is_kept_on_the_host_while_the_machine_lives(lab, booted):
-    assert lab.exec(booted["vn015"]["host"], "cat", "/srv/nodes/vn015.console").stdout
+    assert lab.exec(booted["vn015"]["host"], "cat", "/srv/nodes/vn015.lab.console").stdout
 
 
 @pytest.mark.usefixtures("clean")

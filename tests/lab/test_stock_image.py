@@ -42,7 +42,7 @@ def told(lab, image):
         console = []
 
         def all_is_told():
-            console[:] = lab.exec("hv1", "cat", "/srv/nodes/vn013.console").stdout.splitlines()
+            console[:] = lab.exec("hv1", "cat", "/srv/nodes/vn013.lab.console").stdout.splitlines()
             return any(line.endswith("all is told") for line in console)
 
         wait_for(all_is_told, BOOT, "the end of cloud-init")

@@ -53,7 +53,7 @@ class Provider:
             },
         }
         waiting, rejected = self.keys.with_name("minions_pre"), self.keys.with_name("minions_rejected")
-        for path in (self.machine_files, self.store / "faults", self.keys, waiting, rejected):
+        for path in (self.machine_files, self.volumes, self.store / "faults", self.keys, waiting, rejected):
             path.mkdir(parents=True, exist_ok=True)
         for name, content in settings.items():
             path = directory / name
@@ -64,6 +64,11 @@ class Provider:
     def machine_files(self):
         """The directory with one file for each machine."""
         return self.store / "machines"
+
+    @property
+    def volumes(self):
+        """The directory with one file for each machine that is gone and whose volumes are not."""
+        return self.store / "volumes"
 
     def machines(self):
         """The machines that exist: what salt-cloud handed over for each, by name."""
@@ -77,8 +82,8 @@ class Provider:
         """
         Let the driver fail.
 
-        :param str function: ``create`` (nothing is made), ``created`` (it fails afterwards), ``destroy``, ``host``, or
-            ``NoCapacity`` or ``QuotaExceeded`` (nothing is made at this provider)
+        :param str function: ``create`` (nothing is made), ``created`` (it fails afterwards), ``destroy``,
+            ``remove_strays``, ``host``, or ``NoCapacity`` or ``QuotaExceeded`` (nothing is made at this provider)
         :param str name: the machine, the host that is down, or the provider
         :param str why: the error, or KILL: the process is killed at this point
         :param kind: the class of saltmarsh.errors that the driver has met

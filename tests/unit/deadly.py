@@ -15,7 +15,7 @@ from saltmarsh.errors import SaltmarshError
 
 FORK = multiprocessing.get_context("fork")
 LEDGER = ("claim", "begin", "move", "finish", "abandon", "adopt")
-CLOUD = ("check", "plan", "create", "destroy", "inventory", "accepted_keys")
+CLOUD = ("check", "plan", "create", "destroy", "remove_strays", "inventory", "accepted_keys")
 
 
 class Deadly:

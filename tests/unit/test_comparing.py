@@ -23,8 +23,9 @@ class Place:
         self.site = site
         self.nodes = {"osg1": Node("osg1", "osg", "10.77.0.51", State.READY, 1.0, "hv1", "Slurm has it")}
         self.machines = [Seen("osg1", "hv1", PowerState.RUNNING)]
-        self.saved = set()
+        self.saved = {}
         self.silent = {}
+        self.strays = set()
         self.dead = None
         self.slurm = {
             name: SlurmNode(name, frozenset(AWAY), NOT_GROWN, pool.address_of(name), (), (), 1, 1, 0)
@@ -60,7 +61,7 @@ class Place:
         self.slurm[name] = dataclasses.replace(self.slurm[name], states=frozenset(states), **changes)
 
     def look(self):
-        inventory = Inventory(tuple(self.machines), frozenset(self.saved), self.silent)
+        inventory = Inventory(tuple(self.machines), self.saved, self.silent, frozenset(self.strays))
         return Snapshot(
             at=2.0,
             site=self.site,
@@ -94,7 +95,7 @@ def test_a_node_that_its_host_puts_away_or_has_put_away_stays_away(place):
     place.machine(state=PowerState.PAUSED)
     assert found(place) == {("osg1", "its machine is paused on hv1", None)}
     place.gone()
-    place.saved.add("osg1")
+    place.saved.update(osg1=7)
     assert found(place) == {("osg1", "its memory is in a state file, though nobody has suspended it", None)}
 
 
@@ -110,7 +111,7 @@ READY = {
         lambda place: place.gone(), "its machine is on no host that answers, but its slurmd answers", None,
     ),
     "its machine is gone, but a state file is there": (
-        lambda place: (lose(place), place.saved.add("osg1")), "its memory is in a state file", None,
+        lambda place: (lose(place), place.saved.update(osg1=7)), "its memory is in a state file", None,
     ),
     "its machine has stopped": (
         lambda place: (place.machine(state=PowerState.STOPPED), place.in_slurm("osg1", *SILENT)),
@@ -150,7 +151,7 @@ FAILED = {
     ),
     "its slurmd answers": (lambda place: place.failed(), "its slurmd answers", None),
     "its memory is on disk": (
-        lambda place: (place.failed(), lose(place), place.saved.add("osg1")), "its memory is on disk", None,
+        lambda place: (place.failed(), lose(place), place.saved.update(osg1=7)), "its memory is on disk", None,
     ),
 }  # fmt: skip
 OTHERS = {
@@ -170,12 +171,19 @@ FREE = {
     "a key is left": (
         lambda place: place.keys.add("osg1"), f"{NOBODYS}a minion key is accepted", Repair.REMOVE,
     ),
+    "volumes are left": (
+        lambda place: place.strays.add("osg1"), f"{NOBODYS}there are volumes of a machine", Repair.REMOVE,
+    ),
+    "volumes are left, and the machine is at work somewhere": (
+        lambda place: (place.strays.add("osg1"), place.in_slurm("osg1", *UP)),
+        f"{NOBODYS}there are volumes of a machine and its slurmd answers: is it at work?", None,
+    ),
     "a DNS name is left": (lambda place: place.dns.add("osg1"), f"{NOBODYS}it is in DNS", Repair.REMOVE),
     "Slurm has it up, and there is no machine": (
         lambda place: place.in_slurm("osg1", *UP), f"{NOBODYS}its slurmd answers", Repair.REMOVE,
     ),
     "a state file is left": (
-        lambda place: place.saved.add("osg1"), f"{NOBODYS}there is a state file", None,
+        lambda place: place.saved.update(osg1=7), f"{NOBODYS}there is a state file", None,
     ),
     "somebody has resumed it in Slurm": (
         lambda place: place.in_slurm("osg1", "IDLE", "CLOUD", "POWERED_DOWN"),
@@ -275,7 +283,7 @@ def test_a_host_that_does_not_answer_makes_its_nodes_unknown_and_no_others(place
 def test_of_several_providers_one_that_does_not_answer_may_have_the_nodes_host(place):
     lose(place)
     look = place.look()
-    inventory = Inventory((), frozenset(), {"lab": "no route to the hosts"})
+    inventory = Inventory((), {}, {"lab": "no route to the hosts"})
     look = dataclasses.replace(
         look, providers={"lab, cloud": inventory}, provider_of=dict.fromkeys(place.site.pools, "lab, cloud")
     )
@@ -299,6 +307,18 @@ def test_a_node_that_changed_while_others_were_asked_is_left_for_the_next_look(p
 def test_a_machine_without_a_pool_is_told_and_left(place):
     place.machines.append(Seen("web1", "hv2", PowerState.RUNNING))
     assert found(place) == {("web1", "a machine of this cluster running on hv2, and no pool has its name", None)}
+
+
+def test_volumes_of_this_cluster_without_a_pool_are_told_and_left(place):
+    place.strays.add("web1")
+    assert found(place) == {("web1", "volumes of this cluster without a machine, and no pool has its name", None)}
+
+
+def test_volumes_of_a_node_that_is_not_free_are_its_own(place):
+    place.strays.add("osg1")
+    for state in State:
+        place.node(state=state, reason="a test")
+        assert not {each for each in found(place) if "volumes" in each[1]}
 
 
 def test_a_key_of_no_pool_is_nobodys_business(place):

@@ -41,12 +41,12 @@ def test_credentials_are_fw_cfg_entries_systemd_knows():
 def test_a_secret_is_a_file_and_not_in_the_domain():
     assert "PRIVATE KEY" not in xml()
     entry = element(xml(), "sysinfo/entry[@name='opt/io.systemd.credentials/salt.minion.pem']")
-    assert (entry.get("file"), entry.text) == ("/srv/nodes/vn001.minion.pem", None)
+    assert (entry.get("file"), entry.text) == ("/srv/nodes/vn001.lab.minion.pem", None)
 
 
 def test_a_secret_is_in_no_representation():
-    volumes = domain.volumes("vn001", GIVEN)
-    assert [volume.content for volume in volumes if volume.name == "vn001.minion.pem"]
+    volumes = domain.volumes("vn001", "lab", GIVEN)
+    assert [volume.content for volume in volumes if volume.name == "vn001.lab.minion.pem"]
     assert "PRIVATE KEY" not in f"{GIVEN} {volumes}"
 
 
@@ -56,15 +56,21 @@ def test_names_of_credentials_fit_into_fw_cfg():
     assert max(map(len, names)) <= 55
 
 
-def test_all_volumes_begin_with_the_machine_and_are_for_root_alone():
-    volumes = domain.volumes("vn001", GIVEN) + domain.volumes("vn001", Identity(seed=b"iso"))
-    names = [volume.name for volume in volumes] + [domain.disk_volume("vn001")]
-    assert set(names) == {"vn001.console", "vn001.minion.pem", "vn001.seed.iso", "vn001.qcow2"}
+def test_all_volumes_begin_with_the_machine_and_its_cluster_and_are_for_root_alone():
+    volumes = domain.volumes("vn001", "lab", GIVEN) + domain.volumes("vn001", "lab", Identity(seed=b"iso"))
+    names = [volume.name for volume in volumes] + [domain.disk_volume("vn001", "lab")]
+    assert set(names) == {"vn001.lab.console", "vn001.lab.minion.pem", "vn001.lab.seed.iso", "vn001.lab.qcow2"}
     assert {element(domain.volume_xml(volume), "target/permissions/mode").text for volume in volumes} == {"0600"}
+    assert {domain.machine_of(name, "lab") for name in names} == {"vn001"}
+
+
+@pytest.mark.parametrize("name", ["vn001.qcow2", "vn001.other.qcow2", "vn001.laboratory.qcow2", "vn001.lab", "lab"])
+def test_a_volume_that_does_not_bear_the_mark_is_of_nobody(name):
+    assert domain.machine_of(name, "lab") is None
 
 
 def test_a_disk_is_an_overlay_whose_base_has_a_format_that_is_not_guessed():
-    overlay = domain.overlay_xml("vn001.qcow2", 2**31, "/srv/images/golden.qcow2", "raw")
+    overlay = domain.overlay_xml("vn001.lab.qcow2", 2**31, "/srv/images/golden.qcow2", "raw")
     assert element(overlay, "backingStore/path").text == "/srv/images/golden.qcow2"
     assert element(overlay, "backingStore/format").get("type") == "raw"
     assert element(overlay, "target/format").get("type") == "qcow2"
@@ -73,8 +79,8 @@ def test_a_disk_is_an_overlay_whose_base_has_a_format_that_is_not_guessed():
 def test_a_seed_is_a_second_disk_that_can_only_be_read():
     disks = ElementTree.fromstring(xml(identity=Identity(seed=b"iso"))).findall("devices/disk")
     assert [disk.find("source").get("file") for disk in disks] == [
-        "/srv/nodes/vn001.qcow2",
-        "/srv/nodes/vn001.seed.iso",
+        "/srv/nodes/vn001.lab.qcow2",
+        "/srv/nodes/vn001.lab.seed.iso",
     ]
     assert [disk.find("readonly") is not None for disk in disks] == [False, True]
 

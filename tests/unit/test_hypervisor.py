@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import re
 import socket
 import threading
 import time
@@ -85,7 +86,7 @@ def test_a_machine_is_made_started_and_known(hypervisors):
 def test_a_machine_has_its_own_disk_on_the_image(hypervisors):
     made = create(hypervisors, disk=4)
     pool = connection(hypervisors, made.host).storagePoolLookupByName("nodes")
-    description = ElementTree.fromstring(pool.storageVolLookupByName("vn001.qcow2").XMLDesc())
+    description = ElementTree.fromstring(pool.storageVolLookupByName("vn001.lab.qcow2").XMLDesc())
     assert description.findtext("capacity") == str(4 * 1024**3)
     assert description.findtext("backingStore/path") == "/srv/images/golden.qcow2"
 
@@ -196,6 +197,57 @@ def test_volumes_that_were_there_before_are_refused_and_kept(hypervisors):
     assert left_of(hypervisors, "vn001") == ["hv1: vn001.qcow2"]
 
 
+def make_volume(hypervisors, host, name):
+    pool = connection(hypervisors, host).storagePoolLookupByName("nodes")
+    pool.createXML(f"<volume><name>{name}</name><capacity>1</capacity></volume>")
+
+
+def test_volumes_of_this_cluster_without_a_machine_are_removed_and_no_others(hypervisors):
+    create(hypervisors, 10, host="hv1")
+    for host, name in (("hv1", "vn001.lab.qcow2"), ("hv2", "vn001.lab.seed.iso"), ("hv1", "vn001.lan.qcow2")):
+        make_volume(hypervisors, host, name)
+    hypervisors.remove_strays("vn001")
+    assert left_of(hypervisors, "vn001") == ["hv1: vn001.lan.qcow2"]
+    assert left_of(hypervisors, "vn010") == ["hv1: vn010", "hv1: vn010.lab.console", "hv1: vn010.lab.qcow2"]
+
+
+def test_volumes_of_a_machine_that_is_there_are_no_strays_on_any_host(make):
+    hypervisors = make({"foreign": {"web": 100}}, {})
+    create(hypervisors, host="hv1")
+    make_volume(hypervisors, "hv2", "vn001.lab.qcow2")
+    make_volume(hypervisors, "hv2", "web.lab.qcow2")
+    for name in ("vn001", "web"):
+        with pytest.raises(ProviderError, match=f"hv1 already has a domain {name}"):
+            hypervisors.remove_strays(name)
+    assert left_of(hypervisors, "vn001") == [
+        "hv1: vn001", "hv1: vn001.lab.console", "hv1: vn001.lab.qcow2", "hv2: vn001.lab.qcow2",
+    ]  # fmt: skip
+
+
+def test_a_volume_that_another_domain_uses_is_no_stray(hypervisors):
+    create(hypervisors, host="hv1")
+    link = connection(hypervisors, "hv1")
+    domain = link.lookupByName("vn001")
+    described = domain.XMLDesc().replace("<name>vn001</name>", "<name>rescue</name>")
+    domain.destroy()
+    domain.undefine()
+    link.defineXML(re.sub("<uuid>.*</uuid>", "", described))
+    with pytest.raises(
+        ProviderError, match=r"^hv1: domain rescue uses /srv/nodes/vn001.lab.*, though there is no vn001$"
+    ):
+        hypervisors.remove_strays("vn001")
+    assert left_of(hypervisors, "vn001") == ["hv1: vn001.lab.console", "hv1: vn001.lab.qcow2"]
+
+
+def test_while_a_host_does_not_answer_no_volume_is_a_stray(make, dead):
+    hypervisors = make({}, dead)
+    make_volume(hypervisors, "hv1", "vn001.lab.qcow2")
+    with pytest.raises(Unreachable, match="hv2 can't be reached"):
+        hypervisors.remove_strays("vn001")
+    pool = connection(hypervisors, "hv1").storagePoolLookupByName("nodes")
+    assert pool.listVolumes() == ["vn001.lab.qcow2"]
+
+
 def test_without_a_lock_no_machine_is_placed(make, tmp_path):
     (tmp_path / "cache").write_text("not a directory")
     hypervisors = make()
@@ -208,7 +260,7 @@ def test_a_machine_that_cannot_be_made_leaves_nothing(hypervisors):
     asked = spec()
     # The test driver has no uploads, so the secret volume fails after domain, disk and console were made.
     secret = identity.Identity((identity.Credential("salt.minion.pem", "key", secret=True),))
-    with pytest.raises(ProviderError, match=r"can't make vn001.minion.pem in storage pool nodes"):
+    with pytest.raises(ProviderError, match=r"can't make vn001.lab.minion.pem in storage pool nodes"):
         hypervisors.create(asked, secret)
     assert not left_of(hypervisors, "vn001")
 
@@ -218,7 +270,7 @@ def test_destroying_removes_domain_and_volumes_and_nothing_else(hypervisors):
         create(hypervisors, number, host="hv1")
     hypervisors.destroy("vn001")
     assert not left_of(hypervisors, "vn001")
-    assert left_of(hypervisors, "vn010") == ["hv1: vn010", "hv1: vn010.console", "hv1: vn010.qcow2"]
+    assert left_of(hypervisors, "vn010") == ["hv1: vn010", "hv1: vn010.lab.console", "hv1: vn010.lab.qcow2"]
     assert [machine.name for machine in hypervisors.machines()] == ["vn010", "vn011"]
 
 
@@ -226,7 +278,7 @@ def test_destroying_also_takes_what_is_off_and_what_was_half_made(hypervisors):
     create(hypervisors, host="hv1")
     link = connection(hypervisors, "hv1")
     link.lookupByName("vn001").destroy()
-    link.storagePoolLookupByName("nodes").storageVolLookupByName("vn001.qcow2").delete()
+    link.storagePoolLookupByName("nodes").storageVolLookupByName("vn001.lab.qcow2").delete()
     hypervisors.destroy("vn001")
     assert not left_of(hypervisors, "vn001")
 

@@ -13,7 +13,9 @@ from saltmarsh import metrics
 from saltmarsh.errors import InvalidInput, NoCapacity, OperationFailed
 from saltmarsh.growing import grow
 from saltmarsh.reconciling import reconcile
+from saltmarsh.resuming import resume
 from saltmarsh.shrinking import shrink
+from saltmarsh.suspending import suspend
 
 
 def values(controller):
@@ -64,6 +66,23 @@ def test_what_reconcile_has_found_and_when_is_told(controller, provider):
     assert 0 < found["saltmarsh_reconcile_seconds"] < 60
 
 
+def test_what_suspended_nodes_take_on_disk_is_told_by_pool_and_host(controller, provider, vmstates):
+    grow(controller, 2, "osg")
+    grow(controller, 1, "virtual", host="hv2")
+    suspend(controller, ["osg1", "osg2", "vn001"], by="alice", why="a test")
+    reconcile(controller)
+    sizes = {state.name: state.size for state in vmstates.state_files()}
+    found = values(controller)
+    assert found['saltmarsh_suspended_bytes{host="hv1",pool="osg"}'] == sizes["osg1"] + sizes["osg2"] > 0
+    assert found['saltmarsh_suspended_bytes{host="hv2",pool="virtual"}'] == sizes["vn001"]
+    provider.fail("host", "hv2", "no route")
+    resume(controller, ["osg1"])
+    reconcile(controller)
+    found = values(controller)
+    assert found['saltmarsh_suspended_bytes{host="hv1",pool="osg"}'] == sizes["osg2"]
+    assert found['saltmarsh_suspended_bytes{host="hv2",pool="virtual"}'] == sizes["vn001"]
+
+
 def test_nobody_outside_is_asked(controller, slurm, provider):
     slurm.reachable = False
     provider.fail("list", "all", "no route")
@@ -102,6 +121,8 @@ def test_dashboard_alerts_and_manual_name_what_there_is(controller, checkout, pr
         grow(controller, 1, "osg")
     controller.ledger.claim("grow", controller.site.pool("osg"), count=1)
     provider.add("web1")
+    grow(controller, 1, "virtual")
+    suspend(controller, ["vn001"], by="alice", why="a test")
     reconcile(controller)
     there = {name.partition("{")[0] for name in values(controller)}
     panels = json.loads((checkout / "docs/monitoring/dashboard.json").read_text())["panels"]

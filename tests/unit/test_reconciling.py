@@ -9,9 +9,10 @@ from views import assert_undone, reasons, states, traces
 
 from saltmarsh import mending, reconciling, recovery, reporting
 from saltmarsh.comparing import Repair
-from saltmarsh.errors import SlurmError
+from saltmarsh.errors import OperationFailed, SlurmError
 from saltmarsh.growing import grow
 from saltmarsh.model import State
+from saltmarsh.pools import parse_nodes
 from saltmarsh.reconciling import reconcile
 from saltmarsh.shrinking import shrink
 from saltmarsh.suspending import suspend
@@ -130,6 +131,47 @@ def test_a_machine_that_nobody_has_is_removed_after_the_grace_time(controller, p
     clock.pass_(60)
     reconcile(controller, grace=60)
     assert_undone(controller)
+
+
+def test_volumes_of_a_machine_that_is_gone_are_removed_after_the_grace_time(controller, provider, clock):
+    provider.volumes.joinpath("osg3").touch()
+    assert repairs(controller, grace=60) == {"osg3": [(Repair.REMOVE, False)]}
+    report = reporting.differences(reconcile(controller, grace=60, test=True), 60)
+    assert report["osg3"][0]["why"] == "nobody has this name, but there are volumes of a machine"
+    assert report["osg3"][0]["when"].startswith("at ")
+    with pytest.raises(OperationFailed, match=r"has osg3.lab.qcow2, but there is no domain osg3"):
+        grow(controller, parse_nodes("osg3"), "osg")
+    assert provider.volumes.joinpath("osg3").exists()
+    clock.pass_(60)
+    reconcile(controller, grace=60)
+    assert_undone(controller)
+    assert not provider.volumes.joinpath("osg3").exists()
+    grow(controller, parse_nodes("osg3"), "osg")
+
+
+def test_while_a_host_does_not_answer_volumes_may_be_those_of_its_machines(controller, provider, clock):
+    provider.volumes.joinpath("osg3").touch()
+    provider.fail("host", "hv2", "no route")
+    for _ in range(2):
+        assert repairs(controller, grace=0)["osg3"] == [(None, False)]
+    assert provider.volumes.joinpath("osg3").exists()
+
+
+def test_volumes_that_must_not_be_removed_are_left_and_their_name_stays_free(controller, provider, caplog):
+    provider.volumes.joinpath("osg3").touch()
+    provider.fail("remove_strays", "osg3", "domain rescue uses osg3.lab.qcow2")
+    reconcile(controller, grace=0)
+    assert "osg3: not done now" in caplog.text
+    assert "domain rescue uses osg3.lab.qcow2" in caplog.text
+    assert provider.volumes.joinpath("osg3").exists()
+    assert_undone(controller)
+
+
+def test_volumes_of_another_name_are_never_touched(controller, provider):
+    provider.volumes.joinpath("web1").touch()
+    for _ in range(2):
+        assert repairs(controller, grace=0) == {"web1": [(None, False)]}
+    assert provider.volumes.joinpath("web1").exists()
 
 
 def test_a_machine_that_nobody_has_is_removed_from_a_pool_that_is_full(controller, provider, clock):

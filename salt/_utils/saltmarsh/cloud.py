@@ -106,7 +106,7 @@ class Cloud:
         found = self._ask(provider, "inventory")
         try:
             machines = tuple(Seen(each["name"], each["host"], PowerState(each["state"])) for each in found["machines"])
-            return Inventory(machines, frozenset(found["saved"]), dict(found["silent"]))
+            return Inventory(machines, dict(found["saved"]), dict(found["silent"]), frozenset(found["strays"]))
         except (KeyError, TypeError, ValueError) as err:
             raise Unreachable(f"provider {_alias(provider)}: its inventory makes no sense: {err!r}") from err
 
@@ -205,6 +205,19 @@ class Cloud:
         with _active(driver_destroy, provider), ThreadPoolExecutor(min(_WORKERS, len(hosts))) as pool:
             return dict(zip(hosts, pool.map(destroy, hosts), strict=True))
 
+    def remove_strays(self, profiles, name):
+        """
+        Remove the volumes of a machine that there is not, see :class:`saltmarsh.machine.Inventory`.
+
+        :param profiles: the profiles by which it may have been made; those whose provider has no such volumes don't
+            matter
+        :param str name: the machine
+        :raises Unreachable: they could not be removed, or must not be
+        """
+        for provider in dict.fromkeys(map(self._provider, profiles)):
+            if f"{provider.partition(':')[2]}.remove_strays" in self._cloud.clouds:
+                self._ask(provider, "remove_strays", kwargs={"name": name})
+
     def vmstates(self, profile):
         """
         What suspends a profile's machines and brings them back.
@@ -257,12 +270,12 @@ class Cloud:
             raise InvalidInput(f"provider {_alias(provider)} can't be used: {drivers.missing_fun_string(name)}")
         return drivers[name]
 
-    def _ask(self, provider, name):
+    def _ask(self, provider, name, **kwargs):
         """What a driver's function answers: salt-cloud itself would take one that failed for an empty answer."""
         function = self._function(provider, name)
         try:
             with _active(function, provider):
-                return function()
+                return function(**kwargs)
         except SaltException as err:
             kind = BadConfiguration if isinstance(err.__cause__, BadConfiguration) else Unreachable
             raise kind(f"provider {_alias(provider)}: {_one_line(err)}") from err

@@ -90,6 +90,8 @@ def compare(snapshot):
     for name, seen in snapshot.machines.items():
         if name not in free_of_pools and name not in snapshot.nodes:
             found.append(Finding(name, f"a machine of this cluster {_on(seen)}, and no pool has its name"))
+    for name in snapshot.strays - free_of_pools - snapshot.nodes.keys():
+        found.append(Finding(name, "volumes of this cluster without a machine, and no pool has its name"))
     return tuple(found)
 
 
@@ -205,13 +207,14 @@ def _free(snapshot, pool, name):
     seen = snapshot.machines.get(name)
     left = [
         *([f"there is a machine {_on(seen)}"] if seen else []),
+        *(["there are volumes of a machine"] if name in snapshot.strays else []),
         *(["its slurmd answers"] if answers else []),
         *(["a minion key is accepted"] if name in snapshot.keys else []),
         *(["it is in DNS"] if name in snapshot.dns else []),
     ]
     if name in snapshot.saved:
         yield finding("there is a state file of a machine of this name")
-    elif seen and answers is not False:
+    elif answers is not False and (seen or name in snapshot.strays):
         yield finding(f"{' and '.join(left)}: is it at work?")
     elif left:
         unsure = answers is None or snapshot.doubt(pool.name)

@@ -33,42 +33,53 @@ class Volume:
     content: bytes = field(default=b"", repr=False)  # may be a secret
 
 
-def disk_volume(name):
+def disk_volume(name, cluster):
     """The name of a machine's disk: an overlay on the image."""
-    return f"{name}.qcow2"
+    return f"{name}.{cluster}.qcow2"
 
 
-def console_volume(name):
+def console_volume(name, cluster):
     """The name of the file that a machine's serial console is logged to."""
-    return f"{name}.console"
+    return f"{name}.{cluster}.console"
 
 
-def seed_volume(name):
+def seed_volume(name, cluster):
     """The name of a machine's NoCloud seed."""
-    return f"{name}.seed.iso"
+    return f"{name}.{cluster}.seed.iso"
 
 
-def secret_volume(name, credential):
+def secret_volume(name, cluster, credential):
     """The name of the file that holds one of a machine's secret credentials."""
-    return f"{name}.{credential.removeprefix('salt.')}"
+    return f"{name}.{cluster}.{credential.removeprefix('salt.')}"
 
 
-def volumes(name, identity):
+def machine_of(volume, cluster):
+    """
+    The name of the machine to which a volume belongs, or None if its name does not bear the mark of this cluster.
+
+    :param str volume: the volume's name
+    """
+    name, _, rest = volume.partition(".")
+    return name if rest.startswith(f"{cluster}.") else None
+
+
+def volumes(name, cluster, identity):
     """
     The volumes of a machine besides its disk.
 
     :param str name: the machine
+    :param str cluster: whose it is
     :param identity: its :class:`saltmarsh.identity.Identity`
     :returns: what to put into the disk pool before the machine starts
     """
-    made = [Volume(console_volume(name))]
+    made = [Volume(console_volume(name, cluster))]
     made += [
-        Volume(secret_volume(name, each.name), "raw", each.value.encode())
+        Volume(secret_volume(name, cluster, each.name), "raw", each.value.encode())
         for each in identity.credentials
         if each.secret
     ]
     if identity.seed is not None:
-        made.append(Volume(seed_volume(name), "iso", identity.seed))
+        made.append(Volume(seed_volume(name, cluster), "iso", identity.seed))
     return made
 
 
@@ -115,7 +126,7 @@ def domain_xml(spec, cluster, identity, image_directory, disk_directory):
         for each in identity.credentials:
             entry = ElementTree.SubElement(sysinfo, "entry", name=_CREDENTIAL + each.name)
             if each.secret:
-                entry.set("file", os.path.join(disk_directory, secret_volume(spec.name, each.name)))
+                entry.set("file", os.path.join(disk_directory, secret_volume(spec.name, cluster, each.name)))
             else:
                 entry.text = each.value
     boot = _adder(add("os"))
@@ -136,7 +147,7 @@ def domain_xml(spec, cluster, identity, image_directory, disk_directory):
     add("on_poweroff", "destroy")
     add("on_reboot", "restart")
     add("on_crash", "destroy")
-    domain.append(_devices(spec, identity, disk_directory))
+    domain.append(_devices(spec, cluster, identity, disk_directory))
     return _text(domain)
 
 
@@ -277,13 +288,13 @@ def _cpu(spec):
     return cpu
 
 
-def _devices(spec, identity, directory):
+def _devices(spec, cluster, identity, directory):
     devices = ElementTree.Element("devices")
     add = _adder(devices)
-    devices.append(_disk(os.path.join(directory, disk_volume(spec.name)), "qcow2", "vda"))
+    devices.append(_disk(os.path.join(directory, disk_volume(spec.name, cluster)), "qcow2", "vda"))
     if identity.seed is not None:
         # A disk and no CD-ROM: the kernels of cloud images have virtio, and not always IDE or SATA.
-        seed = _disk(os.path.join(directory, seed_volume(spec.name)), "raw", "vdb")
+        seed = _disk(os.path.join(directory, seed_volume(spec.name, cluster)), "raw", "vdb")
         ElementTree.SubElement(seed, "readonly")
         devices.append(seed)
     interface = _adder(add("interface", type="bridge"))
@@ -291,7 +302,7 @@ def _devices(spec, identity, directory):
     interface("source", bridge=spec.network.bridge)
     interface("model", type="virtio")
     serial = _adder(add("serial", type="pty"))
-    serial("log", file=os.path.join(directory, console_volume(spec.name)), append="on")
+    serial("log", file=os.path.join(directory, console_volume(spec.name, cluster)), append="on")
     ElementTree.SubElement(add("channel", type="unix"), "target", type="virtio", name="org.qemu.guest_agent.0")
     rng = _adder(add("rng", model="virtio"))
     rng("backend", "/dev/urandom", model="random")

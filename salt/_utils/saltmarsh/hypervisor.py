@@ -20,7 +20,15 @@ from saltmarsh import statefiles
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.libvirt_link import asking, drop_link, link, or_none
 from saltmarsh.machine import Host, Image, Machine, PowerState
-from saltmarsh.storage import delete_volumes, find_volume, make_volumes, pool_directory, refresh, volumes_of
+from saltmarsh.storage import (
+    delete_marked,
+    delete_volumes,
+    find_volume,
+    make_volumes,
+    pool_directory,
+    refresh,
+    volumes_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +227,23 @@ class Hypervisors:
                 silent.append(err)
         if silent:
             raise Unreachable(f"{name} may still exist: " + "; ".join(str(err) for err in silent))
+
+    def remove_strays(self, name):
+        """
+        Remove volumes with this cluster's mark of a machine that there is not: neither a domain nor a state file.
+
+        :param str name: the machine
+        :raises Unreachable: a host doesn't answer, so it may have the machine; nothing is removed
+        :raises ProviderError: a domain has this name or uses a volume, whosever it is; or there is a state file
+        """
+        connections = self.connect()
+        with self.placing():
+            self._refuse_existing(name)
+            for host, connection in connections.items():
+                if self.config.state_dir and statefiles.listing(host, connection, self.config, [name]):
+                    raise ProviderError(f"{host}: there is a state file of {name}")
+            for host, connection in connections.items():
+                delete_marked(host, connection, self.config, name)
 
     def start(self, name):
         """

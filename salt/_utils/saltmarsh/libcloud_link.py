@@ -123,7 +123,7 @@ class Account:
 
     def inventory(self):
         """All machines in short, as a :class:`saltmarsh.machine.Inventory`."""
-        return Inventory(tuple(Seen(node.name, self.provider, node.state) for node in self.machines()), frozenset(), {})
+        return Inventory(tuple(Seen(node.name, self.provider, node.state) for node in self.machines()))
 
     def show(self, name):
         """

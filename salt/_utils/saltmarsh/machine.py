@@ -201,8 +201,9 @@ class Inventory:
     """What a provider has of this cluster, and what it could not be asked."""
 
     machines: tuple[Seen, ...]
-    saved: frozenset[str] = frozenset()  # names of which there is a state file
+    saved: dict[str, int] = field(default_factory=dict)  # bytes of the state files on disk, by the machine's name
     silent: dict[str, str] = field(default_factory=dict)  # hosts that did not answer, and why
+    strays: frozenset[str] = frozenset()  # names of which there are volumes with our mark, and no machine or memory
 
 
 @dataclass(frozen=True)

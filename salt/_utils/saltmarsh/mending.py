@@ -188,6 +188,8 @@ def _remove(controller, task, say):
             remove(controller, pool, operation, {name: why[name] for name in failed}, say)
     if free := [name for name in why if name not in known]:
         with _claimed(controller, free, pool.name, "left over") as (operation, addresses):
+            for name in addresses.keys() & task.snapshot.strays:
+                controller.cloud.remove_strays(pool.profiles, name)
             for name in addresses:
                 controller.ledger.move(operation, {name}, State.DESTROYING, reason=why[name])
             remove(controller, pool, operation, {name: why[name] for name in addresses}, say)

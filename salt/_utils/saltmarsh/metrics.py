@@ -83,7 +83,14 @@ class Metrics:
             differs.add_metric([repair.name.lower() if repair else "none"], count)
         at = GaugeMetricFamily("saltmarsh_reconcile_timestamp_seconds", "When reconcile last looked.", value=last.at)
         took = GaugeMetricFamily("saltmarsh_reconcile_seconds", "How long its last look took.", value=last.seconds)
-        return differs, at, took
+        suspended = GaugeMetricFamily(
+            "saltmarsh_suspended_bytes",
+            "What the memory of suspended nodes took on disk at that look.",
+            labels=["pool", "host"],
+        )
+        for (pool, host), size in last.suspended.items():
+            suspended.add_metric([pool, host], size)
+        return differs, at, took, suspended
 
 
 def registry(controller):

@@ -32,10 +32,11 @@ class Snapshot:
     stops: dict[str, Stop] = field(default_factory=dict)  # by pool
     changed: frozenset[str] = frozenset()
     machines: dict[str, list[Seen]] = field(init=False, compare=False)  # by name
-    saved: frozenset[str] = field(init=False, compare=False)
+    saved: dict[str, int] = field(init=False, compare=False)  # as in Inventory
+    strays: frozenset[str] = field(init=False, compare=False)  # as in Inventory
 
     def __post_init__(self):
-        machines, saved = {}, set()
+        machines, saved, strays = {}, {}, set()
         for inventory in self.providers.values():
             if isinstance(inventory, Inventory):
                 for machine in inventory.machines:
@@ -43,8 +44,10 @@ class Snapshot:
                     if machine not in seen:  # pools that share one of their providers
                         seen.append(machine)
                 saved |= inventory.saved
+                strays |= inventory.strays
         object.__setattr__(self, "machines", machines)
-        object.__setattr__(self, "saved", frozenset(saved))
+        object.__setattr__(self, "saved", saved)
+        object.__setattr__(self, "strays", frozenset(strays - machines.keys() - saved.keys()))
 
     def doubt(self, pool, host=None):
         """
@@ -121,11 +124,12 @@ def _inventory(controller, pool):
         try:
             inventories.append(controller.cloud.inventory(profile))
         except SaltmarshError as err:
-            inventories.append(Inventory((), frozenset(), {controller.cloud.provider(profile): str(err)}))
+            inventories.append(Inventory((), {}, {controller.cloud.provider(profile): str(err)}))
     return Inventory(
         machines=tuple(machine for each in inventories for machine in each.machines),
-        saved=frozenset().union(*(each.saved for each in inventories)),
+        saved={name: size for each in inventories for name, size in each.saved.items()},
         silent={host: why for each in inventories for host, why in each.silent.items()},
+        strays=frozenset().union(*(each.strays for each in inventories)),
     )
 
 

@@ -5,11 +5,13 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from saltmarsh import mending
 from saltmarsh.comparing import PATIENT, URGENT, Finding, Repair, compare
+from saltmarsh.model import State
 from saltmarsh.observing import observe
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Look:
     at: float = 0.0  # seconds since the epoch
     seconds: float = 0.0  # how long it took
     seen: tuple[Seen, ...] = ()
+    suspended: dict[tuple[str, str], int] = field(default_factory=dict)  # bytes on disk, by pool and host
 
 
 def reconcile(controller, *, grace=GRACE, test=False, begin=None, say=log.info):
@@ -56,10 +59,12 @@ def reconcile(controller, *, grace=GRACE, test=False, begin=None, say=log.info):
     """
     began = time.monotonic()
     snapshot = observe(controller)
-    seen = _since(snapshot, compare(snapshot), grace, last(controller))
+    before = last(controller)
+    seen = _since(snapshot, compare(snapshot), grace, before)
     due = {each for each in seen if each.due(snapshot.at, grace)}
     if not test:
-        _write(controller, Look(snapshot.at, time.monotonic() - began, seen))
+        look = Look(snapshot.at, time.monotonic() - began, seen, _suspended(snapshot, before.suspended))
+        _write(controller, look)
         _mend(controller, snapshot, [each.finding for each in seen if each in due], begin, say)
     return [(each, each in due) for each in seen]
 
@@ -92,7 +97,8 @@ def last(controller):
             )
             for row in kept["seen"]
         ]
-        return Look(kept["at"], kept["seconds"], tuple(seen))
+        suspended = {(pool, host): size for pool, host, size in kept["suspended"]}
+        return Look(kept["at"], kept["seconds"], tuple(seen), suspended)
     except (OSError, ValueError, KeyError, TypeError):
         return Look()  # it can't be read: all is new
 
@@ -179,6 +185,19 @@ def _since(snapshot, findings, grace, before):
     )
 
 
+def _suspended(snapshot, before):
+    """What suspended nodes take on disk, by pool and host; of a host that does not answer, what they took before."""
+    found = Counter()
+    for node in snapshot.nodes.values():
+        if node.state is State.SUSPENDED:
+            where = node.pool, node.host or ""
+            if snapshot.doubt(node.pool, node.host):
+                found[where] = before.get(where, 0)
+            else:
+                found[where] += snapshot.saved.get(node.name, 0)
+    return dict(found)
+
+
 def _key(finding):
     # What follows the colon is what somebody else says of it, each time in other words.
     return finding.subject, finding.why.partition(":")[0]
@@ -188,7 +207,8 @@ def _write(controller, look):
     path = _file(controller)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     rows = [vars(each.finding) | {"since": each.since} for each in look.seen]
-    new.write_text(json.dumps({"at": look.at, "seconds": look.seconds, "seen": rows}))
+    suspended = [[*where, size] for where, size in look.suspended.items()]
+    new.write_text(json.dumps({"at": look.at, "seconds": look.seconds, "seen": rows, "suspended": suspended}))
     new.replace(path)
 
 

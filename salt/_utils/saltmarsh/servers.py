@@ -67,7 +67,8 @@ class Servers:
 
     def inventory(self):
         """
-        This cluster's machines in short; of those that are suspended their names, as those of state files.
+        This cluster's machines in short; those that are suspended as state files, of which the cloud
+        does not say how large they are.
 
         :rtype: saltmarsh.machine.Inventory
         :raises Unreachable: the cloud doesn't answer
@@ -77,7 +78,7 @@ class Servers:
         there = tuple(
             Seen(each.name, self.provider, power_state(each.status)) for each in found if each.id not in saved
         )
-        return Inventory(there, frozenset(each.name for each in found if each.id in saved), {})
+        return Inventory(there, {each.name: 0 for each in found if each.id in saved}, {})
 
     def images(self):
         """The images, a mapping by name of what is known of each; of several of one name, a list."""

@@ -9,6 +9,7 @@ Part of the seam to libvirt: used by :mod:`saltmarsh.hypervisor` and :mod:`saltm
 """
 
 import re
+from collections import Counter
 
 import libvirt
 
@@ -56,12 +57,42 @@ def listing(host, connection, config, names=None):
     return sorted(filter(None, found), key=lambda each: (each.name, -each.number))
 
 
-def machine_names(host, connection, config):
-    """The names of machines of which there is a state file, whosever they are; no file is opened."""
+def sizes(host, connection, config, before):
+    """
+    How much space state files take, whosever they are; no file is opened.
+
+    Each is asked until it has grown no more since the last time, and not again: none is ever written over.
+
+    :param dict before: what this returned the last time
+    :returns: by file name the bytes on disk, and whether they are final
+    :rtype: dict[str, tuple[int, bool]]
+    """
     pool = directory(host, connection, config)
+    found = {}
     with asking(host, connection, f"can't list {config.state_dir}"):
         refresh(pool)
-        return {match["machine"] for name in pool.listVolumes() if (match := _NAME.fullmatch(name))}
+        for volume in pool.listAllVolumes():
+            name = volume.name()
+            if not _NAME.fullmatch(name):
+                continue
+            size, final = before.get(name, (None, False))
+            if not final:
+                now = volume.info()[2]
+                size, final = now, now == size
+            found[name] = size, final
+    return found
+
+
+def by_machine(sizes):
+    """
+    The bytes of all state files of each machine, from what :func:`sizes` has returned.
+
+    :rtype: dict[str, int]
+    """
+    total = Counter()
+    for name, (size, _) in sizes.items():
+        total[_NAME.fullmatch(name)["machine"]] += size
+    return dict(total)
 
 
 def read(host, connection, config, path):

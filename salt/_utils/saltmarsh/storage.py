@@ -48,11 +48,11 @@ def make_volumes(host, connection, config, spec, identity):
                 f"{spec.name}: disk: {spec.disk} GiB is less than the {capacity / _GIB:.1f} GiB of {spec.image}"
             )
         capacity = spec.disk * _GIB
-    overlay = xml.disk_volume(spec.name)
+    overlay = xml.disk_volume(spec.name, config.cluster)
     with _writing(host, connection, config.disk_pool, overlay):
         pool = connection.storagePoolLookupByName(config.disk_pool)
         pool.createXML(xml.overlay_xml(overlay, capacity, *backing))
-    for volume in xml.volumes(spec.name, identity):
+    for volume in xml.volumes(spec.name, config.cluster, identity):
         with _writing(host, connection, config.disk_pool, volume.name):
             made = pool.createXML(xml.volume_xml(volume))
             if volume.content:
@@ -87,6 +87,29 @@ def volumes_of(pool, name):
     """All volumes of a machine that are there now; also what QEMU or virtlogd have made of their own."""
     refresh(pool)
     return [volume for volume in pool.listAllVolumes() if volume.name().startswith(f"{name}.")]
+
+
+def marked(pool, cluster):
+    """The names of machines of which a pool has volumes with this cluster's mark; as far as libvirt knows."""
+    return {name for volume in pool.listVolumes() if (name := xml.machine_of(volume, cluster))}
+
+
+def delete_marked(host, connection, config, name):
+    """
+    Delete the volumes of a machine that bear this cluster's mark.
+
+    :raises ProviderError: a domain uses one of them, whosever it is
+    """
+    with asking(host, connection, f"can't remove what is left of {name}"):
+        pool = connection.storagePoolLookupByName(config.disk_pool)
+        left = [volume for volume in volumes_of(pool, name) if xml.machine_of(volume.name(), config.cluster)]
+        used = {domain.name(): domain.XMLDesc() for domain in connection.listAllDomains()} if left else {}
+        for volume in left:
+            for other, description in used.items():
+                if volume.path() in description:
+                    raise ProviderError(f"{host}: domain {other} uses {volume.path()}, though there is no {name}")
+        for volume in left:
+            or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
 
 
 def refresh(pool):

@@ -34,6 +34,10 @@ def create(vm_):
     host = vm_.get("host") or __opts__["providers"][alias]["stub"]["hosts"][0]
     _see(host)
     _show("create", name)
+    if (_store() / "volumes" / name).exists():
+        raise SaltCloudExecutionFailure(
+            f"{host}: storage pool nodes has {name}.lab.qcow2, but there is no domain {name}"
+        )
     machine = {"name": name, "host": host, "address": vm_["address"], "image": vm_["image"], "pub_key": vm_["pub_key"]}
     try:
         with (_store() / "machines" / name).open("x") as file:
@@ -92,9 +96,17 @@ def inventory(call=None):
             for each in found
             if each["host"] not in silent
         ],
-        "saved": {path.name.partition(".")[0] for path in (_store() / "states").glob("*.state")},
+        "saved": {path.name.partition(".")[0]: path.stat().st_size for path in (_store() / "states").glob("*.state")},
         "silent": silent,
+        "strays": {path.name for path in (_store() / "volumes").iterdir()},
     }
+
+
+def remove_strays(kwargs=None, call=None):
+    for host in get_configured_provider()["hosts"]:
+        _see(host)
+    _show("remove_strays", kwargs["name"])
+    (_store() / "volumes" / kwargs["name"]).unlink(missing_ok=True)
 
 
 def avail_images(call=None):
