@@ -75,7 +75,7 @@ while True:
         if key.data == "tcp":
             accepted.append(key.fileobj.accept())  # whoever closes first keeps the port for a minute
         else:
-            key.fileobj.sendto(b"here", key.fileobj.recvfrom(9)[1])
+            key.fileobj.sendto(b"here", key.fileobj.recvfrom(999)[1])
 """
 ASK = f"""{KINDS}
 from concurrent.futures import ThreadPoolExecutor
@@ -86,8 +86,8 @@ def ask(what):
     try:
         asking.connect((sys.argv[1], int(port)))
         if kind == "udp":
-            asking.send(b"there?")
-            asking.recv(9)
+            asking.send(bytes.fromhex("feed 0100 0001 000000000000 0363746c00 0001 0001"))  # a question to DNS
+            asking.recv(999)
     except OSError:
         return ""
     return what
@@ -128,6 +128,12 @@ class Site:
     def inside(self, name):
         """The command line that enters a node; the controller is "ctl"."""
         return [] if name == "ctl" else ["ip", "netns", "exec", name]
+
+    def start_dns(self):
+        """A name server on the controller for everybody: slurmd looks for the name of its own address, too."""
+        names = ["--addn-hosts=/etc/hosts", "--no-hosts", "--no-resolv", "--listen-address=127.0.0.1,10.77.0.1"]
+        self.machine.start("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--bind-interfaces", *names)
+        (self.machine.root / "etc/resolv.conf").write_text("nameserver 10.77.0.1\n")
 
     def start_salt(self, pillar, *minions):
         """A master on the controller, and minions that answer."""
@@ -217,13 +223,14 @@ def site(machine, checkout):
     site.shell(ROUTER)
     for name, (address, own) in FLOATING.items():
         site.shell(BEHIND.format(name=name, address=address, own=own))
+    site.start_dns()
     pillar = {key: value for file in ("site", "firewall") for key, value in read(checkout, file).items()}
     site.start_salt(pillar, "ctl", *FLOATING)
     site.firewall("ctl", *FLOATING)
     yield site
     machine.lose(*FLOATING)
     site.shell("nft delete table inet saltmarsh; for name in cloud fn001 fn002; do ip netns del $name; done")
-    for pid in machine.processes("salt-master", "salt-minion"):
+    for pid in machine.processes("salt-master", "salt-minion", "dnsmasq"):
         os.kill(pid, signal.SIGKILL)
 
 
