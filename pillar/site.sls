@@ -3,6 +3,7 @@ site:
   domain: lab
   controller: {name: ctl, address: 10.77.0.1}
   network: 10.77.0.0/24
+  further_networks: []            # of nodes that are reached through others (docs/howto/networks.md)
   machines:                       # served by DNS beside the nodes
     ctl: 10.77.0.1
     hv1: 10.77.0.11

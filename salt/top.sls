@@ -1,4 +1,8 @@
 base:
+  # Before anything listens that it protects.
+  'I@firewall:srun_ports:* and ( I@roles:controller or I@roles:node )':
+    - match: compound
+    - firewall
   'roles:controller':
     - match: pillar
     - salt.master

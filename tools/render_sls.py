@@ -27,7 +27,7 @@ SITE = {
     "access": {"ssh": {"authorized_keys": ["ssh-ed25519 AAAA root@ctl"]}},
 }
 # Pillar that a site may assign, and the lab does not.
-EXAMPLES = {"clouds"}
+EXAMPLES = {"clouds", "firewall"}
 EVENT = {"id": "vn001", "tag": "salt/minion/vn001/start", "data": ""}
 
 

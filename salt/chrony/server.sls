@@ -16,7 +16,9 @@ chrony:
         server {{ server }} iburst
         {%- endfor %}
         local stratum {{ salt['pillar.get']('chrony:stratum') }}
-        allow {{ salt['pillar.get']('chrony:serve') }}
+        {%- for network in [salt['pillar.get']('chrony:serve')] + salt['pillar.get']('site:further_networks', []) %}
+        allow {{ network }}
+        {%- endfor %}
         driftfile /var/lib/chrony/chrony.drift
 
 /etc/default/chrony:

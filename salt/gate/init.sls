@@ -27,6 +27,7 @@ the ready gate:
     - name: {{ grains.id }}
     - controller: {{ salt['pillar.get']('site:controller:name') }}
     - mounts: {{ mounts | json }}
+    - translated: {{ grains.get('saltmarsh_network') == 'floating' }}
     - require:
       - sls: dns.client
       - sls: chrony.client

@@ -325,12 +325,16 @@ class OpenStack:
 
     def _things(self, kind, things, method, rest, query, body):
         if method == "GET":
-            names = query.get("name")
-            return 200, {f"{kind}s": [each for each in things.values() if not names or [each.get("name")] == names]}
+            asked = {key: query[key] for key in ("name", "floating_ip_address") if key in query}
+            found = [each for each in things.values() if all([each.get(key)] == asked[key] for key in asked)]
+            return 200, {f"{kind}s": found}
         if method == "DELETE":
             self._there(things, rest[0])
             del things[rest[0]]
             return 204, None
+        if method == "PUT":
+            things[rest[0]] |= body[kind]
+            return 200, {kind: things[rest[0]]}
         wanted = body[kind]
         for fixed in wanted.get("fixed_ips", ()):
             taken = [each for port in self.ports.values() for each in port["fixed_ips"]]

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import neighbours
 import pytest
+import salt.utils.cloud
 
 from saltmarsh import cloud as module
 from saltmarsh.cloud import render_map
 from saltmarsh.errors import InvalidInput, ProviderError, Unreachable
+from saltmarsh.pools import Site
 
 KEYS = ("minions", "minions_pre", "minions_denied", "minions_rejected")
 
@@ -52,6 +54,19 @@ def test_a_plan_has_what_profile_pool_and_map_say(cloud, pool):
         "host": "hv2",
     }
     assert {key: planned["osg1"][key] for key in said} == said
+
+
+def test_a_machine_with_a_floating_address_is_told_both_and_its_minion_that_it_is_translated(controller, pillar):
+    pillar["elastic"]["pools"]["osg"] |= {
+        "addresses": "203.0.113.11-14",
+        "network": {"kind": "floating", "addresses": "192.168.5.11-14"},
+    }
+    pool = Site.from_pillar(pillar).pool("osg")
+    controller.cloud._client.opts["profiles"]["osg"]["grains"] = {"rack": 7}
+    planned = controller.cloud.plan(render_map(pool, {"osg2": "203.0.113.12"}))["osg2"]
+    assert (planned["address"], planned["floating_address"]) == ("192.168.5.12", "203.0.113.12")
+    config = salt.utils.cloud.minion_config(controller.cloud._client.opts, planned)
+    assert config["grains"] == {"rack": 7, "saltmarsh_network": "floating"}
 
 
 def test_a_plan_does_nothing_and_leaves_the_map_as_it_was(cloud, provider, pool):

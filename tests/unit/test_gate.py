@@ -89,6 +89,13 @@ def test_a_name_that_does_not_is_told(resolver, changes, trouble):
     assert gate.check_name("vn001") == trouble
 
 
+def test_a_node_whose_address_is_translated_is_known_by_one_that_it_has_not(resolver):
+    resolver.address = "192.0.2.1"
+    assert gate.check_name("vn001", translated=True) is None
+    resolver.back = ("vn002.lab", [])
+    assert gate.check_name("vn001", translated=True) == "DNS says that 192.0.2.1 is vn002.lab, not vn001"
+
+
 # The clock
 
 
@@ -234,7 +241,7 @@ def test_everything_that_is_wrong_is_told(healthy, resolver, command, tmp_path):
 def test_what_time_mends_is_waited_for_and_what_is_well_is_not_asked_again(healthy, resolver, monkeypatch):
     monkeypatch.setattr(gate, "_POLL", 0.01)
     asked = {"name": itertools.count(), "clock": itertools.count()}
-    monkeypatch.setattr(gate, "check_name", lambda name: next(asked["name"]) and "asked again")
+    monkeypatch.setattr(gate, "check_name", lambda *_: next(asked["name"]) and "asked again")
     monkeypatch.setattr(gate, "check_clock", lambda offset: "not yet" if next(asked["clock"]) < 3 else None)
     assert gate.check("vn001", "ctl", {}, max_offset=0.5, patience=60) == []
     assert next(asked["clock"]) == 4

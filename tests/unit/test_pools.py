@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saltmarsh.errors import InvalidInput, PillarError
-from saltmarsh.pools import Limits, Network, Pool, Site, parse_count_or_nodes, parse_nodes
+from saltmarsh.networks import Connection, Network
+from saltmarsh.pools import Limits, Pool, Site, parse_count_or_nodes, parse_nodes
 
 
 def test_the_first_node_has_the_first_address(site):
@@ -75,6 +76,19 @@ def test_an_address_range_may_cross_an_octet(pillar):
     assert Site.from_pillar(pillar).pools["virtual"].address_of("vn016") == "10.77.1.9"
 
 
+def test_a_node_that_is_reached_directly_has_the_address_by_which_it_is_reached(site):
+    assert site.pool("osg").own_address_of("osg4") == site.pool("osg").address_of("osg4") == "10.77.0.60"
+
+
+def test_a_node_with_a_floating_address_has_another_one_itself_and_both_go_by_the_order_of_nodes(pillar):
+    pillar["elastic"]["pools"]["osg"] |= {
+        "addresses": "203.0.113.11-14",
+        "network": {"kind": "floating", "addresses": ["192.168.5.2", "192.168.5.31-33"]},
+    }
+    pool = Site.from_pillar(pillar).pool("osg")
+    assert (pool.address_of("osg2"), pool.own_address_of("osg2")) == ("203.0.113.12", "192.168.5.31")
+
+
 MISTAKES = [
     # where, what stands there, what is said of it
     ("cluster", None, "elastic:cluster: expected a name for the cluster, got None"),
@@ -114,6 +128,18 @@ MISTAKES = [
     ("pools:osg:addresses", "10.78.0.1-4", "osg:addresses: 10.78.0.[1-4] lies outside the network 10.77.0.0/24"),
     ("pools:osg:addresses", "10.77.0.[0,3-5]", "osg:addresses: 10.77.0.0 lies outside the network 10.77.0.0/24"),
     ("pools:osg:addresses", "10.77.0.252-255", "osg:addresses: 10.77.0.255 lies outside the network 10.77.0.0/24"),
+    ("pools:osg:network", {"kind": "nat"}, "elastic:pools:osg:network:kind: expected direct or floating, got 'nat'"),
+    ("pools:osg:network", {"addresses": "192.168.5.2-5"}, "osg:network:addresses: expected nothing, a node that is "),
+    (
+        "pools:osg:network",
+        {"kind": "floating"},
+        "network:addresses: expected as many different addresses as nodes, got",
+    ),
+    (
+        "pools:osg:network",
+        {"kind": "floating", "addresses": ["192.168.5.2-4", "192.168.5.2"]},
+        "osg:network:addresses: expected as many different addresses as nodes, got 3 for 4 nodes",
+    ),
     ("pools:osg:image", "../node.qcow2", "osg:image: expected the name of an image, without a directory, got '../node"),
     ("pools:osg:profile", "", "elastic:pools:osg:profile: expected the name of a salt-cloud profile, got ''"),
     ("pools:osg:partition", "Default", "elastic:pools:osg:partition: expected the name of a Slurm partition, got"),
@@ -288,4 +314,5 @@ def test_the_manual_tells_every_key(checkout):
     manual = (checkout / "docs" / "howto" / "pools.md").read_text()
     keys = [*Site.model_fields, *(f"network:{key}" for key in Network.model_fields)]
     keys += [*Pool.model_fields, *(f"limits:{key}" for key in Limits.model_fields)]
-    assert [key for key in keys if f"| `{key}` |" not in manual] == ["network", "name", "limits"]
+    keys += [f"network:{key}" for key in Connection.model_fields]
+    assert [key for key in keys if f"| `{key}` |" not in manual] == ["network", "name", "network", "limits"]

@@ -15,6 +15,7 @@ from saltmarsh.errors import (
     BadConfiguration,
     Conflict,
     InUse,
+    InvalidInput,
     NoCapacity,
     NotFound,
     NotInTime,
@@ -93,6 +94,39 @@ def test_a_volume_and_a_floating_address_go_with_the_machine(cloud, openstack):
     assert openstack.left == (1, 1, 1, 1)
     cloud.destroy("vn001")
     assert openstack.left == (0, 0, 0, 0)
+
+
+def test_a_floating_address_that_is_asked_for_is_made_and_goes_with_the_machine(cloud, openstack):
+    cloud.create(spec(floating_network="internal", floating_address="203.0.113.11"), TOLD)
+    [floating] = openstack.addresses.values()
+    assert floating["floating_ip_address"] == "203.0.113.11"
+    assert floating["port_id"] in openstack.ports
+    cloud.destroy("vn001")
+    assert openstack.left == (0, 0, 0, 0)
+
+
+def test_a_floating_address_that_the_project_has_is_taken_and_outlives_the_machine(cloud, openstack):
+    openstack.addresses["kept"] = {"id": "kept", "floating_ip_address": "203.0.113.11", "port_id": None}
+    openstack.addresses["other"] = {"id": "other", "floating_ip_address": "203.0.113.12", "port_id": None}
+    cloud.create(spec(floating_network="internal", floating_address="203.0.113.11"), TOLD)
+    assert [openstack.addresses["kept"]["port_id"]] == list(openstack.ports)
+    assert openstack.addresses["other"]["port_id"] is None
+    cloud.destroy("vn001")
+    assert openstack.left == (0, 0, 0, 2)
+
+
+def test_a_floating_address_in_use_is_not_taken_from_its_port_and_nothing_is_left(cloud, openstack):
+    openstack.addresses["used"] = {"id": "used", "floating_ip_address": "203.0.113.11", "port_id": "somebodys"}
+    with pytest.raises(InUse, match=r"no floating address for vn001: 203\.0\.113\.11 belongs to another port"):
+        cloud.create(spec(floating_network="internal", floating_address="203.0.113.11"), TOLD)
+    assert openstack.addresses["used"]["port_id"] == "somebodys"
+    assert openstack.left == (0, 0, 0, 1)
+
+
+def test_a_floating_address_needs_its_network():
+    values = {"name": "vn001", "image": "i", "size": "s", "network": "n", "address": "10.77.0.101"}
+    with pytest.raises(InvalidInput, match=r"floating_address 203\.0\.113\.11 needs a floating_network"):
+        ServerSpec.read(values | {"floating_address": "203.0.113.11"}, "vn001")
 
 
 def test_what_is_not_this_clusters_is_never_touched(cloud, openstack):

@@ -274,6 +274,22 @@ def test_a_mistake_is_named_with_its_key(pillar, path, value, message):
     assert any(line.startswith(message) for line in str(caught.value).splitlines()), caught.value
 
 
+def test_the_ports_that_firewalls_open_for_srun_are_the_ones_it_uses(pillar):
+    assert "SrunPortRange" not in slurmconf.render(pillar)["slurm.conf"]
+    pillar["firewall"] = {"srun_ports": "60001-63000", "accept": {}}
+    assert "\nSrunPortRange=60001-63000\n" in slurmconf.render(pillar)["slurm.conf"]
+    pillar["slurm"]["config"]["srunportrange"] = "50000-51000"
+    with pytest.raises(PillarError, match=r"^slurm:config:SrunPortRange: expected nothing here, it is firewall:srun_"):
+        slurmconf.render(pillar)
+
+
+@pytest.mark.parametrize("ports", [None, 60001, "", "63000", "63000-60001", "80-90", "60001-65536", "a-b", "1-2-3"])
+def test_srun_needs_a_range_of_ports(pillar, ports):
+    pillar["firewall"] = {"srun_ports": ports}
+    with pytest.raises(PillarError, match=r"^firewall:srun_ports: expected a range of ports above 1023, such as 6000"):
+        slurmconf.render(pillar)
+
+
 def test_all_mistakes_are_told_at_once(pillar):
     pillar["slurm"]["config"] |= {"ReturnToService": 0, "SlurmdSpoolDir": "/x/%n"}
     pillar["slurm"]["partitions"]["metal"]["Nodes"] = "nosuch"

@@ -317,14 +317,24 @@ def render_map(pool, addresses, host=None, profile=None):
     The salt-cloud map for nodes of a pool; written to a file, plain ``salt-cloud -m`` runs it, too.
 
     :param saltmarsh.pools.Pool pool: the pool
-    :param dict addresses: the address of each node by name
+    :param dict addresses: the address by which each node is reached, by name
     :param str host: the hypervisor on which they shall be; None leaves it to the driver
     :param str profile: one of the pool's profiles; by default the first
     :returns: a map without secrets
     :rtype: dict
     """
     shared = {"image": pool.image, "cpus": pool.cpus, "memory": pool.memory} | ({"host": host} if host else {})
-    return {profile or pool.profile: [{name: {"address": address, **shared}} for name, address in addresses.items()]}
+    nodes = [{name: _own_values(pool, name, address) | shared} for name, address in addresses.items()]
+    return {profile or pool.profile: nodes}
+
+
+def _own_values(pool, name, address):
+    """What the machine of one node is told besides what it shares with others."""
+    own = {"address": pool.own_address_of(name)}
+    if pool.network.kind == "floating":
+        # The grain is for the ready gate, which would take the address in DNS for somebody else's.
+        own |= {"floating_address": address, "grains": {"saltmarsh_network": pool.network.kind}}
+    return own
 
 
 class _Active:

@@ -18,7 +18,7 @@ _COMMAND_SECONDS = 30
 _POLL = 0.5
 
 
-def check(name, controller, mounts, max_offset, patience):
+def check(name, controller, mounts, max_offset, patience, translated=False):
     """
     Go through all checks; those that time can mend are tried again for a while.
 
@@ -27,12 +27,13 @@ def check(name, controller, mounts, max_offset, patience):
     :param dict mounts: by mount point: ``ro``, ``rw``, or ``write`` where root must be able to make a file
     :param float max_offset: seconds that the clock may be off
     :param float patience: seconds
+    :param bool translated: the node is reached by an address that a router translates to its own
     :returns: what is wrong, one line each; empty when the node is ready
     :rtype: list[str]
     """
     deadline = time.monotonic() + patience
     checks = [
-        lambda: check_name(name),
+        lambda: check_name(name, translated),
         lambda: check_clock(max_offset),
         *(lambda path=path, access=access: check_mount(path, access) for path, access in mounts.items()),
         check_munge,
@@ -46,8 +47,8 @@ def check(name, controller, mounts, max_offset, patience):
         time.sleep(_POLL)
 
 
-def check_name(name):
-    """The host name is the node's, and DNS has it with an address of this machine, in both directions."""
+def check_name(name, translated=False):
+    """The host name is the node's, and DNS has it both ways: with an address of this machine, unless translated."""
     if socket.gethostname() != name:
         return f"the host name is {socket.gethostname()!r}, not {name!r}"
     try:
@@ -57,6 +58,8 @@ def check_name(name):
         return f"DNS does not know {name}: {err}"
     if name not in {known.partition(".")[0] for known in (back, *aliases)}:
         return f"DNS says that {address} is {back}, not {name}"
+    if translated:
+        return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))

@@ -4,44 +4,31 @@ What pillar promises: hosts, network and pools, read once, checked as a whole, a
 Also the one reader of hostlists that come from outside (pillar and the command line).
 """
 
-import itertools
-import math
 import re
-import reprlib
 from collections import Counter
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Interface
-from typing import Annotated, Literal, get_args, get_origin
+from ipaddress import IPv4Interface
+from typing import Literal, get_args, get_origin
 
-from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, ValidationError, field_validator
 
+from saltmarsh import networks
 from saltmarsh.errors import InvalidInput, PillarError
 from saltmarsh.model import State, nodeset
-
-MOST_NAMES = 100_000
-
-# A DNS label (RFC 1123, section 2.1) that begins with a letter, in lower case: this is also a minion id, a libvirt
-# domain and plain text in YAML, and can't be mistaken for a count.
-_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-_DOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
-# What Slurm, salt-cloud and a file system all take as one plain word.
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-# What Slurm (slurm.conf(5): DEFAULT, scontrol(1): ALL, in any case) or the resolver takes for something else.
-_NO_HOST = ("all", "default", "localhost")
-
-_PART = r"[0-9]{1,9}(?:-[0-9]{1,9})?"
-_ITEM = rf"(?:[a-z0-9.-]|\[{_PART}(?:,{_PART})*\])+"
-_HOSTLIST = re.compile(rf"{_ITEM}(?:,{_ITEM})*")
+from saltmarsh.networks import Connection, Network
+from saltmarsh.pillarwords import (
+    Address,
+    Addresses,
+    Directory,
+    Frozen,
+    Label,
+    Names,
+    Partition,
+    WholeNumber,
+    Word,
+    node_names,
+    short,
+)
 
 
 def parse_nodes(text):
@@ -54,9 +41,9 @@ def parse_nodes(text):
     :raises InvalidInput: not a hostlist, a name that no node can have, or more than 100000 names
     """
     try:
-        return nodeset(_node_names(text))
+        return nodeset(node_names(text))
     except ValueError as err:
-        raise InvalidInput(f"{_short(text)} is not a hostlist such as vn[001-004]: {err}") from err
+        raise InvalidInput(f"{short(text)} is not a hostlist such as vn[001-004]: {err}") from err
 
 
 def parse_count_or_nodes(value):
@@ -73,138 +60,17 @@ def parse_count_or_nodes(value):
         return value
     if isinstance(value, str) and re.match(r"[^0-9.+-]", value):
         return parse_nodes(value)
-    raise InvalidInput(f"expected a number of nodes above 0 or a hostlist such as vn[001-004], got {_short(value)}")
+    raise InvalidInput(f"expected a number of nodes above 0 or a hostlist such as vn[001-004], got {short(value)}")
 
 
-def _expand(text):
-    """The names of a hostlist in the order in which they are written, repetitions included (NodeSet sorts, merges)."""
-    if not isinstance(text, str) or not text:
-        raise ValueError("it is empty or not text")
-    if odd := re.search(r"[^a-z0-9.,\[\]-]", text):
-        raise ValueError(f"{odd.group()!r} can't stand in it, only a-z, 0-9, '-', ',' and ranges in brackets")
-    if not _HOSTLIST.fullmatch(text):
-        raise ValueError("its brackets, commas or ranges don't fit together")
-    items = [re.findall(r"\[[^\]]*\]|[^\[\]]+", item) for item in re.findall(_ITEM, text)]
-    if sum(math.prod(map(_size, item)) for item in items) > MOST_NAMES:
-        raise ValueError(f"it stands for more than {MOST_NAMES} names")
-    names = []
-    try:
-        for item in items:
-            for piece in itertools.product(*map(_choices, item)):
-                names += NodeSet("".join(piece), resolver=RESOLVER_NOGROUP)
-    except NodeSetException as err:
-        raise ValueError(str(err)) from err
-    return names
-
-
-def _choices(token):
-    """``[1-4,7]`` as ``[1-4]`` and ``[7]``; anything else as itself."""
-    return [f"[{part}]" for part in token[1:-1].split(",")] if token[0] == "[" else [token]
-
-
-def _size(token):
-    """How many names a token stands for, known without expanding it."""
-    ranges = [[int(bound) for bound in re.findall("[0-9]+", choice)] for choice in _choices(token) if choice[0] == "["]
-    return sum(max(1, bounds[-1] - bounds[0] + 1) for bounds in ranges) or 1
-
-
-def _short(value):
-    return reprlib.repr(value)
-
-
-def _label(value):
-    if not _LABEL.fullmatch(value) or value in _NO_HOST:
-        raise ValueError(
-            f"{_short(value)} is no host name: a-z, 0-9 and '-', a letter first, at most 63 characters, "
-            f"and not {', '.join(_NO_HOST)}"
-        )
-    return value
-
-
-def _domain(value):
-    if not _DOMAIN.fullmatch(value):
-        raise ValueError
-    return value
-
-
-def _word(value):
-    if not _WORD.fullmatch(value):
-        raise ValueError
-    return value
-
-
-def _partition(value):
-    if _word(value).lower() == "default":
-        raise ValueError("Slurm takes this word for the defaults of all partitions")
-    return value
-
-
-def _directory(value):
-    if not value.startswith("/"):
-        raise ValueError
-    return value
-
-
-def _address(value):
-    return str(IPv4Address(value))
-
-
-def _node_names(text):
-    return tuple(map(_label, _expand(text)))
-
-
-def _addresses(value):
-    """Addresses in order, from one range or a list of ranges and single addresses."""
-    items = value if isinstance(value, list) else [value]
-    if not items or not all(isinstance(item, str) for item in items):
-        raise ValueError("it is empty or not text")
-    addresses = []
-    for item in items:
-        first, dash, last = item.partition("-")
-        if dash and "[" not in item:
-            low = IPv4Address(first)
-            high = IPv4Address(last if "." in last else f"{first.rpartition('.')[0]}.{last}")
-            if high < low:
-                raise ValueError(f"{item!r} does not go from a lower to a higher address")
-            if int(high) - int(low) >= MOST_NAMES:
-                raise ValueError(f"{item!r} stands for more than {MOST_NAMES} addresses")
-            addresses += [str(IPv4Address(number)) for number in range(int(low), int(high) + 1)]
-        else:
-            addresses += [str(IPv4Address(name)) for name in _expand(item)]
-    return tuple(addresses)
-
-
-Label = Annotated[str, Strict(), AfterValidator(_label)]
-Word = Annotated[str, Strict(), AfterValidator(_word)]
-Partition = Annotated[str, Strict(), AfterValidator(_partition)]
-Directory = Annotated[str, Strict(), AfterValidator(_directory)]
-Address = Annotated[str, Strict(), AfterValidator(_address)]
-WholeNumber = Annotated[int, Field(strict=True, gt=0)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Host(_Frozen):
+class Host(Frozen):
     """A machine with a fixed name and address: the controller, or a hypervisor."""
 
     name: Label = Field(description="a host name")
     address: Address = Field(description="an IPv4 address")
 
 
-class Network(_Frozen):
-    """The network that the controller and all nodes share."""
-
-    prefix: int = Field(strict=True, ge=8, le=30, description="the length of the network's prefix, 8 to 30")
-    gateway: Address | None = Field(None, description="an IPv4 address")
-    nameservers: tuple[Address, ...] = Field(min_length=1, description="a list of one or more IPv4 addresses")
-    domain: Annotated[str, Strict(), AfterValidator(_domain)] | None = Field(
-        None, description="a DNS domain in lower case"
-    )
-
-
-class Limits(_Frozen):
+class Limits(Frozen):
     """
     How far a pool may go.
 
@@ -218,7 +84,7 @@ class Limits(_Frozen):
     overcommit_suspended: int = Field(0, strict=True, ge=0, description="a whole number of nodes")
 
 
-class Lease(_Frozen):
+class Lease(Frozen):
     """
     The jobs on bare metal under which nodes live there (``salt-run elastic.backfill``).
 
@@ -233,23 +99,23 @@ class Lease(_Frozen):
     on_save_failure: Literal["keep", "kill"] = Field("keep", description="keep or kill")
 
 
-class Pool(_Frozen):
+class Pool(Frozen):
     """
     Node names and addresses that share a profile, an image, limits and Slurm attributes.
 
-    ``nodes`` and ``addresses`` are in the order in which pillar lists them; the first node has the first address.
+    ``nodes`` and ``addresses`` are in the order in which pillar lists them; the first node has the first address. They
+    are the addresses by which nodes are reached: NodeAddr in Slurm, and what DNS says.
     ``memory`` is in MiB, ``limits.boot_timeout`` in seconds; ``limits.max_nodes`` None means all of them. Nodes of a
     pool that is ``on_demand`` come when Slurm has a job for them, and go when they were idle for ``limits.idle``
     seconds.
     """
 
     name: Label = Field(description="a host name")
-    nodes: Annotated[tuple[str, ...], BeforeValidator(_node_names)] = Field(
-        description="a hostlist such as vn[001-016]"
-    )
-    addresses: Annotated[tuple[str, ...], BeforeValidator(_addresses)] = Field(
+    nodes: Names = Field(description="a hostlist such as vn[001-016]")
+    addresses: Addresses = Field(
         description="a range of IPv4 addresses such as 10.77.0.101-116, or a list of ranges and addresses"
     )
+    network: Connection = Connection()
     profile: Word = Field(description="the name of a salt-cloud profile")
     fallback: tuple[Word, ...] = Field(
         (), description="a list of salt-cloud profiles to try in this order when that one has no room"
@@ -288,6 +154,17 @@ class Pool(_Frozen):
             raise InvalidInput(f"pool {self.name} has no node {node!r}, its nodes are {self.nodeset}")
         return self._address_by_node[node]
 
+    def own_address_of(self, node):
+        """
+        The address that the node's machine itself has: its pool may be reached by others.
+
+        :param str node: the node's name
+        :rtype: str
+        :raises InvalidInput: the pool has no such node
+        """
+        address = self.address_of(node)
+        return self.network.addresses[self.addresses.index(address)] if self.network.addresses else address
+
     def room(self, states):
         """
         How many more nodes there may be.
@@ -306,7 +183,7 @@ class Pool(_Frozen):
         return dict(zip(self.nodes, self.addresses, strict=True))
 
 
-class Site(_Frozen):
+class Site(Frozen):
     """Everything below ``elastic`` in pillar."""
 
     cluster: Label = Field(description="a name for the cluster")
@@ -346,7 +223,7 @@ class Site(_Frozen):
 
     @property
     def subnet(self):
-        """The network in which every node's address lies, as an IPv4Network."""
+        """The controller's network, in which the nodes are that it reaches directly, as an IPv4Network."""
         return IPv4Interface(f"{self.controller.address}/{self.network.prefix}").network
 
     def pool(self, name=None):
@@ -389,7 +266,7 @@ def _line(error):
     key = ":".join(map(str, ("elastic", *loc)))
     if error["type"] == "extra_forbidden":
         return f"{key}: not a known key, expected one of {', '.join(kind.model_fields)}"
-    got = "nothing" if error["type"] == "missing" else _short(error["input"])
+    got = "nothing" if error["type"] == "missing" else short(error["input"])
     why = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     return f"{key}: expected {expected}, got {got}{why and f': {why}'}"
 
@@ -426,9 +303,7 @@ def _mistakes(site):
     for address in site.network.nameservers:
         addresses.setdefault(address, "a nameserver")
 
-    if site.network.gateway and not _inside(site.subnet, site.network.gateway):
-        yield f"elastic:network:gateway: {site.network.gateway} lies outside the network {site.subnet}"
-
+    yield from networks.mistakes(site)
     for pool in site.pools.values():
         key = f"elastic:pools:{pool.name}"
         if len(pool.nodes) != len(pool.addresses):
@@ -438,8 +313,7 @@ def _mistakes(site):
             )
         yield from _clashes(f"{key}:nodes", pool.nodes, names, f"pool {pool.name}")
         yield from _clashes(f"{key}:addresses", pool.addresses, addresses, f"pool {pool.name}")
-        if outside := [address for address in pool.addresses if not _inside(site.subnet, address)]:
-            yield f"{key}:addresses: {nodeset(outside)} lies outside the network {site.subnet}"
+        yield from networks.pool_mistakes(site, pool)
 
 
 def _clashes(key, items, owners, owner):
@@ -452,7 +326,3 @@ def _clashes(key, items, owners, owner):
             taken.setdefault(owners[item], []).append(item)
     for other, theirs in taken.items():
         yield f"{key}: {nodeset(theirs)} belongs to {other}"
-
-
-def _inside(subnet, address):
-    return subnet.network_address < IPv4Address(address) < subnet.broadcast_address

@@ -80,7 +80,8 @@ class ServerSpec(Checked):
     One server as it is asked for.
 
     ``size`` is a flavor; where ``cpus`` and ``memory`` are given, it must have as many. ``floating_network`` is the
-    network from which it gets a floating address.
+    network from which it gets a floating address, ``floating_address`` which one: one that the project has, or else a
+    new one.
     """
 
     name: Name
@@ -99,6 +100,13 @@ class ServerSpec(Checked):
     server_group: Named | None = None
     boot_volume: BootVolume | None = None
     floating_network: Named | None = None
+    floating_address: IPvAnyAddress | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.floating_address and not self.floating_network:
+            raise ValueError(f"floating_address {self.floating_address} needs a floating_network that it is of")
+        return self
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class Servers:
         try:
             port = self._make_port(spec, wanted, made)
             if spec.floating_network:
-                self._make_floating(spec, port, made)
+                self._make_floating(spec, wanted, port, made)
             server = self._make_server(spec, wanted, user_data, port, made)
             return self.describe(self._built(server))
         except BaseException:
@@ -275,13 +275,22 @@ class Servers:
             **given,
         )
 
-    def _make_floating(self, spec, port, made):
+    def _make_floating(self, spec, wanted, port, made):
+        network, failure = self.link.network, f"no floating address for {spec.name}"
+        which = {"floating_ip_address": str(spec.floating_address)} if spec.floating_address else {}
+        for kept in self.link.ask(failure, lambda: list(network.ips(**which))) if which else []:
+            if kept.port_id:
+                raise InUse(f"{self.provider}: {failure}: {spec.floating_address} belongs to another port")
+            # Whoever got it for the project keeps it: without the mark, it outlives the machine.
+            self.link.ask(failure, network.update_ip, kept, port_id=port.id)
+            return
         self.link.ask(
-            f"no floating address for {spec.name}",
-            self.link.network.create_ip,
+            failure,
+            network.create_ip,
             description=description(self.config.cluster, spec.name, made),
-            floating_network_id=self.link.find("network", self.link.network.find_network, spec.floating_network).id,
+            floating_network_id=wanted["floating"].id,
             port_id=port.id,
+            **which,
         )
 
     def _make_volume(self, spec, wanted, made):

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from saltmarsh.errors import PillarError
 from saltmarsh.hostlist import fold
-from saltmarsh.pools import Host, Label, Partition, Site, Word
+from saltmarsh.pillarwords import Label, Partition, Word
+from saltmarsh.pools import Host, Site
 
 FILES = ("slurm.conf", "cgroup.conf")
 STANDIN = "standin.conf"  # beside them on the controller alone
@@ -98,6 +99,21 @@ _Keyword = Annotated[str, AfterValidator(_keyword)]
 _Keywords = dict[_Keyword, Annotated[Any, BeforeValidator(_value)]]
 
 
+def _port_range(value):
+    low, _, high = value.partition("-") if isinstance(value, str) else ("", "", "")
+    if not (low.isdecimal() and high.isdecimal() and 1024 <= int(low) < int(high) <= 65535):
+        raise ValueError("expected a range of ports above 1023, such as 60001-63000")
+    return value
+
+
+class _Firewall(BaseModel):
+    """What of the key ``firewall`` of pillar concerns Slurm."""
+
+    model_config = ConfigDict(frozen=True)
+
+    srun_ports: Annotated[str, BeforeValidator(_port_range)]
+
+
 class _Settings(BaseModel):
     """The key ``slurm`` of pillar."""
 
@@ -116,7 +132,8 @@ def render(pillar):
     """
     The files of Slurm's configuration directory.
 
-    :param dict pillar: the keys ``slurm`` and, if there are pools, ``elastic`` (see docs/howto/slurm.md)
+    :param dict pillar: the keys ``slurm``, if there are pools ``elastic``, and if there are firewalls ``firewall`` (see
+        docs/howto/slurm.md)
     :returns: the text of each file by name
     :rtype: dict[str, str]
     :raises PillarError: one line per mistake, each with its pillar key and what was expected there
@@ -281,22 +298,31 @@ def real_memory(memory):
 
 def _read(pillar):
     """The settings and the pools, checked."""
-    try:
-        settings = _Settings.model_validate(pillar.get("slurm"))
-    except ValidationError as err:
-        raise PillarError("\n".join(dict.fromkeys(map(_line, err.errors())))) from err
+    settings = _valid(_Settings, "slurm", pillar)
+    if "firewall" in pillar:
+        if _get(settings.config, "SrunPortRange"):
+            raise PillarError("slurm:config:SrunPortRange: expected nothing here, it is firewall:srun_ports")
+        ports = {"SrunPortRange": _valid(_Firewall, "firewall", pillar).srun_ports}
+        settings = settings.model_copy(update={"config": settings.config | ports})
     pools = sorted(Site.from_pillar(pillar).pools.values(), key=lambda pool: pool.name) if "elastic" in pillar else []
     if mistakes := list(_mistakes(settings, pools)):
         raise PillarError("\n".join(mistakes))
     return settings, pools
 
 
+def _valid(model, key, pillar):
+    try:
+        return model.model_validate(pillar.get(key))
+    except ValidationError as err:
+        raise PillarError("\n".join(dict.fromkeys(_line(key, error) for error in err.errors()))) from err
+
+
 def _files(settings, pools):
     return {"slurm.conf": _slurm_conf(settings, pools), "cgroup.conf": _HEADER + _lines(settings.cgroup)}
 
 
-def _line(error):
-    key = ":".join(map(str, ("slurm", *(part for part in error["loc"] if part != "[key]"))))
+def _line(key, error):
+    key = ":".join(map(str, (key, *(part for part in error["loc"] if part != "[key]"))))
     return f"{key}: {error['msg'].removeprefix('Value error, ')}"
 
 
