@@ -354,7 +354,7 @@ def _power(machine):
 
 def _machine(name, machine):
     power = PowerState(_power(machine))
-    return Machine(name, machine["host"], power, "lab", 256, 1, machine.get("address", ""), "node.qcow2", "uuid")
+    return Machine(name, machine["host"], power, "lab", 256, 1, machine.get("address", ""), "node.qcow2", 0.0, "uuid")
 
 
 def _suspension(machine):

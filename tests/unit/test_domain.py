@@ -19,7 +19,7 @@ GIVEN = Identity(
 
 
 def xml(asked=None, identity=GIVEN):
-    return domain.domain_xml(asked or spec(), "lab", identity, "/srv/images", "/srv/nodes")
+    return domain.domain_xml(asked or spec(), "lab", identity, "/srv/images", "/srv/nodes", 1.5)
 
 
 def element(text, path):
@@ -29,7 +29,7 @@ def element(text, path):
 def test_the_mark_says_whose_a_machine_is_and_what_it_was_made_of():
     marked = ElementTree.fromstring(xml()).find(f"metadata/{{{domain.MARK}}}machine")
     mark = domain.read_mark(ElementTree.tostring(marked, encoding="unicode"))
-    assert mark == {"cluster": "lab", "image": "golden.qcow2", "address": "10.77.0.101"}
+    assert mark == {"cluster": "lab", "image": "golden.qcow2", "image_written": "1.5", "address": "10.77.0.101"}
 
 
 def test_credentials_are_fw_cfg_entries_systemd_knows():
@@ -144,7 +144,7 @@ def test_a_domain_in_a_state_file_says_whose_it_is_and_why_it_was_suspended():
         "b4f5ce08-af64-4a47-8670-5b0b25c72773",
         256,
         1,
-        {"cluster": "lab", "image": "golden.qcow2", "address": "10.77.0.101"},
+        {"cluster": "lab", "image": "golden.qcow2", "image_written": "1.5", "address": "10.77.0.101"},
         suspension,
     )
 

@@ -7,6 +7,7 @@ import libvirt
 import pytest
 from hypervisors import complete, host_uri, provider, spec
 
+from saltmarsh import domain as xml
 from saltmarsh import identity, libvirt_link, vmstate
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
@@ -282,6 +283,32 @@ def test_a_restore_that_fails_leaves_nothing_but_the_file(vmstates, monkeypatch)
 
 
 # The disk that fits
+
+
+@pytest.fixture
+def replaced(vmstates, monkeypatch):
+    """Called, it replaces the image that the machines were made of."""
+    return lambda: monkeypatch.setattr(xml, "volume_times", lambda description: 1e9)
+
+
+REPLACED = r"^hv\d: golden.qcow2 has been replaced since vn001 was made of it: the disk no longer fits; put the old "
+
+
+def test_a_machine_whose_image_was_replaced_is_not_restored(vmstates, replaced):
+    state = out(vmstates)
+    replaced()
+    with pytest.raises(ProviderError, match=REPLACED):
+        vmstates.restore(state, "hv1")
+    assert "vn001" not in domains(vmstates)
+
+
+def test_a_machine_whose_image_was_replaced_is_neither_moved_nor_started(vmstates, replaced):
+    replaced()
+    with pytest.raises(ProviderError, match=REPLACED):
+        vmstates.check_target({"vn001": "hv1"}, "hv2")
+    connection(vmstates).lookupByName("vn001").destroy()
+    with pytest.raises(ProviderError, match=REPLACED):
+        hypervisors(vmstates).start("vn001")
 
 
 def test_the_disk_is_kept_as_it_was_until_the_machine_is_proven_fit(vmstates, snapshots):

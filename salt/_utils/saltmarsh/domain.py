@@ -104,7 +104,7 @@ def volume_xml(volume):
     return _text(_volume(volume.name, len(volume.content), volume.format))
 
 
-def domain_xml(spec, cluster, identity, image_directory, disk_directory):
+def domain_xml(spec, cluster, identity, image_directory, disk_directory, image_written):
     """
     A machine as a libvirt domain.
 
@@ -113,11 +113,13 @@ def domain_xml(spec, cluster, identity, image_directory, disk_directory):
     :param identity: its :class:`saltmarsh.identity.Identity`
     :param str image_directory: where the image pool is on the host
     :param str disk_directory: where the disk pool is on the host
+    :param float image_written: when the image was last written, in seconds since the epoch
     """
     domain = ElementTree.Element("domain", type=spec.virtualisation)
     add = _adder(domain)
     add("name", spec.name)
     mark = {"cluster": cluster, "image": spec.image, "address": str(spec.address)}
+    mark["image_written"] = repr(image_written)
     ElementTree.SubElement(add("metadata"), f"{{{MARK}}}machine", mark)
     add("memory", spec.memory, unit="MiB")
     add("vcpu", spec.cpus)
@@ -156,7 +158,7 @@ def read_mark(metadata):
     What the mark of a domain says.
 
     :param str metadata: the mark's element, as libvirt returns it
-    :returns: a mapping with ``cluster``, ``image``, ``address``
+    :returns: a mapping with ``cluster``, ``image``, ``image_written``, ``address``
     """
     return dict(ElementTree.fromstring(metadata).attrib)
 

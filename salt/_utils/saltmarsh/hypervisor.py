@@ -21,9 +21,11 @@ from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, 
 from saltmarsh.libvirt_link import asking, drop_link, link, or_none
 from saltmarsh.machine import Host, Image, Machine, PowerState
 from saltmarsh.storage import (
+    check_image,
     delete_marked,
     delete_volumes,
     find_volume,
+    image_written,
     make_volumes,
     pool_directory,
     refresh,
@@ -191,9 +193,10 @@ class Hypervisors:
                 pool_directory(host, connection, pool) for pool in (self.config.image_pool, self.config.disk_pool)
             )
             self._refuse_strays(host, connection, spec.name)
+            written = image_written(host, connection, self.config, spec.image)
             with asking(host, connection, f"can't define {spec.name}"):
                 domain = connection.defineXML(
-                    xml.domain_xml(spec, self.config.cluster, identity, image_directory, disk_directory)
+                    xml.domain_xml(spec, self.config.cluster, identity, image_directory, disk_directory, written)
                 )
         try:
             make_volumes(host, connection, self.config, spec, identity)
@@ -250,9 +253,10 @@ class Hypervisors:
         Start a machine that is stopped.
 
         :raises NotFound, Unreachable: as :meth:`show`
-        :raises ProviderError: the host refused, for example because it runs
+        :raises ProviderError: the host refused, for example because it runs; or its image has been replaced
         """
         host, connection, domain = self.find(name)
+        check_image(host, connection, self.config, self._described(host, connection, domain, name))
         with asking(host, connection, f"can't start {name}"):
             domain.create()
 
@@ -339,6 +343,7 @@ class Hypervisors:
             cpus=cpus,
             address=mark["address"],
             image=mark["image"],
+            image_written=float(mark["image_written"]),
             uuid=domain.UUIDString(),
         )
 

@@ -175,6 +175,7 @@ class Machine:
     cpus: int
     address: str
     image: str
+    image_written: float  # seconds since the epoch, as of the making
     uuid: str
 
 

@@ -176,6 +176,7 @@ def _known(host, description, cluster):
         cpus=cpus,
         address=mark["address"],
         image=mark["image"],
+        image_written=float(mark["image_written"]),
         uuid=uuid,
     )
     return machine, suspension

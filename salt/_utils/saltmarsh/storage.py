@@ -24,6 +24,32 @@ def pool_directory(host, connection, name):
         return xml.pool_directory(connection.storagePoolLookupByName(name).XMLDesc())
 
 
+def image_written(host, connection, config, image):
+    """
+    When a master image was last written, in seconds since the epoch.
+
+    :raises ProviderError: it is gone
+    """
+    with asking(host, connection, f"can't look up {image}"):
+        volume = find_volume(connection.storagePoolLookupByName(config.image_pool), image)
+        if volume is None:
+            raise ProviderError(f"{host}: {image} is no longer in storage pool {config.image_pool}")
+        return xml.volume_times(volume.XMLDesc())
+
+
+def check_image(host, connection, config, machine):
+    """
+    Make sure that a machine's image is the one it was made of: its disk has only what differs from that.
+
+    :raises ProviderError: it is not, and the machine would ruin its file systems
+    """
+    if image_written(host, connection, config, machine.image) != machine.image_written:
+        raise ProviderError(
+            f"{host}: {machine.image} has been replaced since {machine.name} was made of it: the disk no longer fits; "
+            "put the old image back with its time (cp -p), or remove the node"
+        )
+
+
 def make_volumes(host, connection, config, spec, identity):
     """
     Make a machine's volumes in the disk pool.

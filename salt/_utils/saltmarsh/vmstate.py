@@ -20,7 +20,7 @@ from saltmarsh.hypervisor import undefine
 from saltmarsh.libvirt_link import asking
 from saltmarsh.machine import Look, Phase
 from saltmarsh.model import nodeset
-from saltmarsh.storage import bytes_left
+from saltmarsh.storage import bytes_left, check_image
 from saltmarsh.turns import turn_to_write
 
 # What a state file may have beyond the memory in use: device state, and what doesn't compress.
@@ -251,10 +251,11 @@ class VmStates:
         :param StateFile state: the machine's memory
         :param str host: where
         :raises NoCapacity: the host has no room for it
-        :raises ProviderError: the host refused; nothing is left of the attempt
+        :raises ProviderError: it refused, or the machine's image has been replaced; nothing is left of the attempt
         :raises Unreachable: the host doesn't answer (any more)
         """
         [connection] = self._hypervisors.connect([host]).values()
+        check_image(host, connection, self._config, state.machine)
         with self._hypervisors.placing():
             self._refuse_active(state.name)
             self._check_memory(host, connection, state.machine)
@@ -348,6 +349,7 @@ class VmStates:
         :param dict places: the host of each machine by name
         :param str target: the other host
         :raises InvalidInput: the hosts don't share their storage
+        :raises ProviderError: an image has been replaced since a machine was made of it
         :raises NoCapacity: the target has no room for them
         :raises NotFound, Unreachable: as :meth:`saltmarsh.hypervisor.Hypervisors.show`
         """
@@ -355,7 +357,10 @@ class VmStates:
             raise InvalidInput(f"{nodeset(places)} can't change hosts: for that the provider needs shared_storage")
         [other] = self._hypervisors.connect([target]).values()
         found = [self._hypervisors.find(name, [host]) for name, host in places.items()]
-        self._check_memory(target, other, *(self._hypervisors.describe(where, domain) for where, _, domain in found))
+        machines = [self._hypervisors.describe(where, domain) for where, _, domain in found]
+        for machine in machines:
+            check_image(target, other, self._config, machine)
+        self._check_memory(target, other, *machines)
 
     def migrate(self, name, host, target):
         """
