@@ -41,7 +41,9 @@ class Member:
         (self._directory / "minion").write_text(json.dumps(minion))
         (self._directory / "pillar/top.sls").write_text('{"base": {"*": ["secret"]}}')
         mounts = " && ".join(f"mount -t tmpfs own {path}" for path in OWN)
-        script = f"{mounts} && chown munge:munge {' '.join(OWN)} && touch /run/munge/ready && while sleep 60; do :; done"
+        script = (
+            f"{mounts} && chown munge:munge {' '.join(OWN)} && touch /run/munge/ready && while sleep 60; do :; done"
+        )
         namespaces = ["--mount", "--pid", "--fork", "--mount-proc"]
         process = subprocess.Popen(machine.enter("unshare", *namespaces, "sh", "-c", script))
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
