@@ -3,8 +3,8 @@ The door to salt-api for scripts: log in, run a runner, log out, and nothing els
 
 It is Salt's own ``rest_cherrypy`` without most of its addresses. Salt's permissions say which runners a user may call,
 but not who may read or write events: there, ``/events`` and ``/ws`` show the whole event bus to anybody who can log in,
-``/hook`` lets them fire events, and ``/token`` puts their passwords on the bus. Here they do not exist, nor do
-``/run``, ``/keys``, ``/minions``, ``/jobs``, ``/stats`` and ``/app``.
+and ``/hook`` lets them fire events. Here they do not exist, nor do ``/run``, ``/token``, ``/keys``, ``/minions``,
+``/jobs``, ``/stats`` and ``/app``.
 """
 
 import cherrypy

@@ -79,6 +79,16 @@ def test_engine_loads_in_place(master_opts, name, functions):
     assert f"{name}.start" in engines, engines.missing_fun_string(f"{name}.start")
 
 
+@pytest.mark.parametrize(("name", "functions"), modules("netapi"))
+def test_door_of_salt_api_loads_in_place_where_it_is_configured(master_opts, name, functions):
+    assert f"{name}.start" not in salt.loader.netapi(master_opts)
+    master_opts[name] = {"port": 8443}
+    doors = salt.loader.netapi(master_opts)
+    assert f"{name}.start" in doors, doors.missing_fun_string(f"{name}.start")
+    docs = {f"{name}.{function}": doors[f"{name}.{function}"].__doc__ for function in functions}
+    assert with_example(docs, name, functions) == set(functions)
+
+
 @pytest.mark.parametrize(("name", "functions"), modules("clouds"))
 def test_cloud_driver_loads_in_place_and_each_function_has_an_example(master_opts, checkout, name, functions):
     master_opts["providers"] = salt.config.cloud_providers_config(str(checkout / "cloud.providers"))

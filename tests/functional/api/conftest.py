@@ -43,19 +43,22 @@ class Site:
         self.log = (directory / "log").open("ab")
         for part in (self.upper, directory / "work", directory / "pillar", directory / "config"):
             part.mkdir()
-        self._write_pillar()
+        self.write_pillar()
 
-    def _write_pillar(self):
+    def write_pillar(self, **api):
+        """Write what is this site's own in pillar, with other values for the API."""
         here = {
             "site": {"controller": {"name": "ctl", "address": "127.0.0.1"}},
             "salt": {"master": {"checkout": str(self.checkout), "site_pillar": str(self.directory / "pillar")}},
             "elastic": {"state_dir": str(self.directory / "state")},
-            "api": {"address": "127.0.0.1", "port": self.port, "names": ["localhost"]},
             "munge": {"key": "bm90IGEgc2VjcmV0IGluIGEgdGVzdA=="},
         }
         secret = self.directory / "pillar/secret.sls"
         secret.touch(mode=0o600)
         secret.write_text(json.dumps(here))
+        example = yaml.safe_load((self.checkout / "pillar/api.sls").read_text())["api"]
+        own = {"address": "127.0.0.1", "port": self.port, "names": ["localhost"]}
+        (self.directory / "pillar/api.sls").write_text(json.dumps({"api": example | own | api}))
 
     def apply(self, state):
         """Apply a state as the controller's minion, with a directory of the test over /etc; returns its chunks."""
@@ -66,7 +69,7 @@ class Site:
             "root_dir": str(root),
             "file_client": "local",
             "file_roots": {"base": [str(self.checkout / "salt")]},
-            "pillar_roots": {"base": [str(self.checkout / "pillar"), str(self.directory / "pillar")]},
+            "pillar_roots": {"base": [str(self.directory / "pillar"), str(self.checkout / "pillar")]},
             "top_file_merging_strategy": "same",
         }
         (root / "minion").write_text(json.dumps(minion))

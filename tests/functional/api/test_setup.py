@@ -2,7 +2,11 @@
 
 import os
 import stat
+import subprocess
 
+import pytest
+import yaml
+from conftest import Site
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -39,3 +43,51 @@ def test_applying_it_again_changes_nothing(site):
 
 def test_the_test_leaves_the_machines_own_files_alone(site):
     assert not os.path.exists("/etc/salt/api")
+
+
+# What changes later. Nothing runs here.
+
+
+@pytest.fixture(scope="module")
+def other(site, checkout, tmp_path_factory):
+    """A second site, to be changed."""
+    other = Site(tmp_path_factory.mktemp("other"), checkout)
+    other.apply("salt.api")
+    return other
+
+
+def master_settings(site):
+    return yaml.safe_load((site.etc / "master.d/saltmarsh.conf").read_text())
+
+
+def is_signed(site):
+    """Whether the site's authority has signed the server's certificate, and it is for the server's key."""
+    authority, certificate = site.upper / "pki/CA/cacert.pem", site.users / "server.crt"
+    verified = subprocess.run(
+        ["openssl", "verify", "-CAfile", authority, certificate], capture_output=True, check=False
+    )
+    ours = subprocess.run(
+        ["openssl", "pkey", "-pubout", "-in", site.users / "server.key"], capture_output=True, check=True
+    )
+    theirs = subprocess.run(
+        ["openssl", "x509", "-noout", "-pubkey", "-in", certificate], capture_output=True, check=True
+    )
+    return verified.returncode == 0 and ours.stdout == theirs.stdout
+
+
+def test_who_is_no_user_in_pillar_any_more_has_no_role_and_no_password(other):
+    other.write_pillar(users={"operator": "operator", "extra": "viewer"})
+    other.apply("salt.api")
+    assert set(master_settings(other)["external_auth"]["file"]) == {"^filename", "^hashtype", "operator", "extra"}
+    passwords = {path.name for path in other.users.glob("*.password")}
+    assert passwords == {"operator.password", "extra.password"}
+
+
+@pytest.mark.parametrize("lost", ["salt/api/server.key", "pki/saltmarsh/authority.key"])
+def test_a_new_key_gets_a_new_certificate(other, lost):
+    before = (other.users / "server.crt").read_bytes()
+    assert is_signed(other)
+    (other.upper / lost).unlink()
+    other.apply("salt.api")
+    assert is_signed(other)
+    assert (other.users / "server.crt").read_bytes() != before
