@@ -22,6 +22,7 @@ NODE_PACKAGES = CHECKOUT / "image/packages"
 NODE_FILES = CHECKOUT / "image/rootfs"
 MINION_UNIT = NODE_FILES / "etc/systemd/system/salt-minion.service"
 REQUIREMENTS = CHECKOUT / "requirements/runtime.txt"
+PICTURES = CHECKOUT / "requirements/timeline.txt"  # the same and more, which nodes do without
 HOST_PACKAGES = {
     "mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "qemu-img": "qemu-utils", "ip": "iproute2",
     "busybox": "busybox-static", "zstd": "zstd", "xz": "xz-utils", "cpio": "cpio", "mkfs.ext4": "e2fsprogs",
@@ -44,13 +45,14 @@ def install_tools():
 
 def machine_root():
     """Directory with the root file system that all containers share, built if need be."""
-    key = make_key(MACHINE_PACKAGES, REQUIREMENTS, MINION_UNIT, text=SUITE)
+    key = make_key(MACHINE_PACKAGES, PICTURES, MINION_UNIT, text=SUITE)
     with cached(f"machine-{key}") as (final, partial):
         if partial:
             venv = salt_venv()
             with step("build the machines' root file system"):
                 _debootstrap(MACHINE_PACKAGES, partial)
                 _put_venv(venv, partial)
+                _pip_install(partial, PICTURES)
                 shutil.copy(MINION_UNIT, partial / "etc/systemd/system")
     return final
 
@@ -65,7 +67,8 @@ def salt_venv():
             with step("prepare a root file system to build Salt in"):
                 run(*mmdebstrap(["python3", "python3-venv", "ca-certificates", *BUILD_PACKAGES]), scratch)
             with step("build the Salt environment"):
-                _pip_install(scratch)
+                run("chroot", scratch, "python3", "-m", "venv", VENV)
+                _pip_install(scratch, REQUIREMENTS)
                 partial.mkdir()
                 run("cp", "-a", f"{scratch}{VENV}/.", partial)
                 shutil.rmtree(scratch)
@@ -152,24 +155,25 @@ def _debootstrap(package_file, target):
     run(*mmdebstrap(package_file.read_text().split()), target)
 
 
-def _pip_install(root):
-    (root / "requirements.txt").write_bytes(REQUIREMENTS.read_bytes())
-    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+def _pip_install(root, requirements):
+    """Install packages into the environment of a root file system, and leave nothing else there."""
     bundle = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
-    shutil.copy(bundle, root / "etc/ssl/certs/ca-certificates.crt")
+    names = {"/requirements.txt": requirements, "/certificates": bundle, "/etc/resolv.conf": "/etc/resolv.conf"}
+    files = {root / name.lstrip("/"): source for name, source in names.items()}
+    before = {path: path.read_bytes() if path.exists() else None for path in files}
     environment = {
         name: value for name, value in os.environ.items() if name.startswith("PIP_") and "FIND_LINKS" not in name
     }
     environment |= {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-    environment |= {
-        "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
-        "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
-    }
-    chroot = ("chroot", root)
-    run(*chroot, "python3", "-m", "venv", VENV, env=environment)
-    run(
-        *chroot, f"{VENV}/bin/pip", "install", "--no-cache-dir", "--compile", "-r", "/requirements.txt", env=environment
-    )
+    environment |= {"PIP_CERT": "/certificates", "SSL_CERT_FILE": "/certificates"}
+    pip = (f"{VENV}/bin/pip", "install", "--no-cache-dir", "--compile", "-r", "/requirements.txt")
+    try:
+        for path, source in files.items():
+            shutil.copy(source, path)
+        run("chroot", root, *pip, env=environment)
+    finally:
+        for path, content in before.items():
+            path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
 
 
 def _put_venv(venv, root):

@@ -171,6 +171,41 @@ def test_a_suspended_node_with_a_job_keeps_its_lease_unless_its_job_is_given_up(
     assert queued(controller) == []
 
 
+def test_the_lease_of_a_suspended_node_has_ended_before_the_node_is_removed(controller, slurm, monkeypatch):
+    """Its host could be about to bring it back."""
+    start(controller, 1, "osg")
+    run_on(slurm, controller, osg1="hv1")
+    Backfill(controller).look()
+    suspend(controller, ["osg1"], by="a lease", why="")
+    [lease] = leases(controller, controller.site.pool("osg")).values()
+    seen, shrink = [], shrinking.shrink
+
+    def ending(handles):
+        if slurm.job_states(lease.id):
+            slurm.change_job(lease.id, "CANCELLED", "COMPLETING")
+            slurm.before["jobs"] = lambda: seen.append("asked") if len(seen) < 3 else slurm._jobs.pop(lease.id, None)
+
+    monkeypatch.setattr(backfilling, "_POLL", 0)
+    monkeypatch.setattr(slurm, "cancel_jobs", ending)
+    monkeypatch.setattr(shrinking, "shrink", lambda *args, **kw: (seen.append(queued(controller)), shrink(*args, **kw)))
+    stop(controller, pool="osg")
+    assert seen[-1] == []
+    assert_undone(controller)
+
+
+def test_if_its_lease_does_not_end_the_node_stays(controller, slurm, monkeypatch):
+    start(controller, 1, "osg")
+    run_on(slurm, controller, osg1="hv1")
+    Backfill(controller).look()
+    suspend(controller, ["osg1"], by="a lease", why="")
+    [lease] = leases(controller, controller.site.pool("osg")).values()
+    monkeypatch.setattr(backfilling, "END_SECONDS", 0)
+    monkeypatch.setattr(slurm, "cancel_jobs", lambda handles: None)
+    with pytest.raises(OperationFailed, match=rf"osg1: its lease {lease.id} does not end, see its host"):
+        stop(controller, pool="osg")
+    assert_suspended(controller, ["osg1"])
+
+
 # Stop, and an urgent job meanwhile
 
 

@@ -10,6 +10,7 @@ from saltmarsh.errors import OperationFailed, Unreachable
 from saltmarsh.growing import grow
 from saltmarsh.leasing import bring_back, give_up, node_of, put_away
 from saltmarsh.machine import PowerState
+from saltmarsh.migrating import migrate
 from saltmarsh.model import State
 from saltmarsh.pools import parse_nodes
 from saltmarsh.suspending import suspend
@@ -217,6 +218,32 @@ def test_the_nodes_of_a_parallel_job_wait_for_each_others_leases_and_come_back_t
         slurm.queue_lease(OTHER, "osg2", "hv2")
 
     bring_back(host, "osg1", wait)
+    assert waited == [True]
+    assert here(controller, "osg1", "hv1")
+    assert here(controller, "osg2", "hv2")
+    assert slurm.job_states(JOB) == {"RUNNING"}
+
+
+def test_an_urgent_job_on_all_hosts_gets_them_and_a_parallel_job_goes_on_when_the_last_lease_starts(
+    controller, slurm, host
+):
+    slurm.end_job(JOB)
+    migrate(controller, ["osg2"], "hv2", by="alice")
+    slurm.start_job(JOB, "osg[1-2]")
+    slurm.queue_lease(OTHER, "osg2", "hv2")
+    other = Host.of(controller, "hv2")
+    assert [put_away(each, name, "it is wanted") for each, name in ((host, "osg1"), (other, "osg2"))] == [True, False]
+    assert away(controller, *BOTH)
+    assert slurm.job_states(JOB) == {"SUSPENDED"}
+    slurm.queue_lease(LEASE, "osg1")
+    waited = []
+
+    def wait(seconds):
+        waited.append(away(controller, *BOTH))
+        slurm.queue_lease(LEASE, "osg1", "hv1")
+
+    bring_back(other, "osg2", wait)
+    bring_back(host, "osg1")
     assert waited == [True]
     assert here(controller, "osg1", "hv1")
     assert here(controller, "osg2", "hv2")

@@ -22,6 +22,8 @@ from saltmarsh.model import State, nodeset
 log = logging.getLogger(__name__)
 
 HOLD_DOWN = 60  # seconds until a node that could not be made is tried again
+END_SECONDS = 120  # for a host that writes the node to disk
+_POLL = 0.2
 LATE = 5  # seconds in which a host lets a lease start again
 _STOPPING = "backfill stop"
 
@@ -91,6 +93,8 @@ def stop(controller, target=0, pool=None, *, force=False, timeout=shrinking.DRAI
             say(f"{nodeset(chosen)}: ending their leases")
         for names in _batches(known, chosen):
             try:
+                if known[names[0]] is State.SUSPENDED and (force or not controller.slurm.jobs(names)):
+                    _end(controller, there[names[0]])
                 shrinking.shrink(
                     controller, nodeset(names), pool.name, force=force, timeout=timeout, reason=_STOPPING, say=say
                 )
@@ -103,6 +107,16 @@ def stop(controller, target=0, pool=None, *, force=False, timeout=shrinking.DRAI
     if trouble:
         raise OperationFailed("; ".join([*trouble, f"ended: {nodeset(ended)}"] if ended else trouble))
     return ended
+
+
+def _end(controller, lease):
+    """End the lease of a node that is suspended: from then on no host brings it back, which it may be about to do."""
+    controller.slurm.cancel_jobs([lease.id])
+    deadline = time.monotonic() + END_SECONDS
+    while any(job.id == lease.id for job in controller.slurm.jobs()):
+        if time.monotonic() > deadline:
+            raise OperationFailed(f"{lease.name}: its lease {lease.id} does not end, see its host")
+        time.sleep(_POLL)
 
 
 def _batches(known, names):
