@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import subprocess
 
 from labtools import container, images, network, salt
 from labtools.settings import CTL, HOSTS, LOG, MACHINES, NODE_ADDRESSES, STATE
@@ -69,10 +70,15 @@ def status():
 
 def execute(name, argv):
     """Run a command in a machine, or by ssh in a node; returns its exit status."""
+    return subprocess.run(entry(name, argv), env=container.ENVIRONMENT).returncode
+
+
+def entry(name, argv):
+    """The argument list that runs a command in a machine, or by ssh in a node; in ``container.ENVIRONMENT``."""
     if name in MACHINES:
-        return container.execute(MACHINES[name], argv).returncode
+        return container.entry(MACHINES[name], argv)
     if name in NODE_ADDRESSES:
-        return container.execute(CTL, [*ssh(name), shlex.join(argv)]).returncode
+        return container.entry(CTL, [*ssh(name), shlex.join(map(str, argv))])
     known = ", ".join((*MACHINES, "vn001 to vn016"))
     raise StepFailed(f"no machine or node is called {name!r} (there are: {known})")
 

@@ -1,20 +1,28 @@
 """The reference cluster in a box, up for the whole session."""
 
+import json
 import subprocess
 
 import pytest
+
+from labtools import cluster, container
+from labtools.settings import VENV
+from labtools.steps import StepFailed
+
+_RUNNERS = (f"{VENV}/bin/python3", "/srv/saltmarsh/tests/lab/runners.py")
 
 
 class Lab:
     """The hands that a test has on the lab."""
 
     def __init__(self, checkout):
-        self.script = checkout / "lab/lab"
+        self._script = checkout / "lab/lab"
+        self._runners = None
 
     def run(self, *arguments, timeout=60):
         """Run the lab's own command; its exit status is the caller's business."""
         return subprocess.run(
-            [self.script, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            [self._script, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
         )
 
     def exec(self, name, *argv, check=True, timeout=60):
@@ -23,21 +31,53 @@ class Lab:
 
         :param str name: ``ctl``, ``hv1``, ``hv2`` or a node
         :param argv: the command, one argument each
-        :param bool check: fail the test unless the exit status is 0
+        :param bool check: fail the test unless the exit status is 0; a machine that is off has 1
         :param timeout: seconds
         :returns: a :class:`subprocess.CompletedProcess` with stdout and stderr as text
         """
-        done = self.run("exec", name, "--", *map(str, argv), timeout=timeout)
+        process = None
+        try:
+            process = self.start(name, *argv)
+            out, err = process.communicate(timeout=timeout)
+            done = subprocess.CompletedProcess(argv, process.returncode, out, err)
+        except StepFailed as off:
+            done = subprocess.CompletedProcess(argv, 1, "", str(off))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
         if check and done.returncode != 0:
             pytest.fail(f"on {name}: {argv}: exit status {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
         return done
 
     def start(self, name, *argv):
         """Start a command in a machine; returns its :class:`subprocess.Popen`, with pipes for stdout and stderr."""
-        command = [self.script, "exec", name, "--", *map(str, argv)]
+        pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            cluster.entry(name, argv),
+            env=container.ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
+        )  # fmt: skip
+
+    def runner(self, function, *arguments, timeout):
+        """
+        What a runner of the controller answers, without the start of a salt-run; see runners.py.
+
+        :returns: its answer, and its lines of progress
+        """
+        if self._runners is None or self._runners.poll() is not None:  # the controller has booted anew
+            self._runners = subprocess.Popen(
+                cluster.entry("ctl", _RUNNERS), env=container.ENVIRONMENT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+        self._runners.stdin.write(json.dumps([timeout, function, *arguments]) + "\n")
+        self._runners.stdin.flush()
+        said = json.loads(self._runners.stdout.readline())
+        return said["answer"], said["progress"]
+
+    def close(self):
+        """End what serves :meth:`runner`."""
+        if self._runners:
+            self._runners.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +94,7 @@ def lab(checkout):
     if up.returncode != 0:
         pytest.fail(f"lab/lab up: exit status {up.returncode}\n{up.stdout}{up.stderr}", pytrace=False)
     yield hands
+    hands.close()
     if not was_up:
         down = hands.run("down", timeout=300)
         if down.returncode != 0:
