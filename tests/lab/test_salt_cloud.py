@@ -48,7 +48,7 @@ def made(lab):
 def booted(lab, made):
     """The example map's machines, once their minions answer."""
     for name in made:
-        wait_for(lambda name=name: ask(lab, name, "true") is not None, BOOT, f"the minion of {name}")
+        wait_for(lambda name=name: ask(lab, name, "true", patience=10) is not None, BOOT, f"the minion of {name}")
     return made
 
 
@@ -117,7 +117,7 @@ def test_a_machine_is_stopped_started_and_rebooted(lab, booted):
         return salt_cloud(lab, "-Q")["lab"]["libvirt"]["vn016"]["state"]
 
     def boot_id():
-        return ask(lab, "vn016", "cat /proc/sys/kernel/random/boot_id")
+        return ask(lab, "vn016", "cat /proc/sys/kernel/random/boot_id", patience=10)
 
     salt_cloud(lab, "-a", "stop", "vn016")
     assert state() == "stopped"
