@@ -23,6 +23,7 @@ from saltmarsh import (
     breaker,
     checkpointing,
     growing,
+    leasing,
     migrating,
     picture,
     reconciling,
@@ -222,6 +223,7 @@ def resume(nodes, host=None, test=False):
     """
     nodes, host, test = parse_nodes(nodes), _text("host", host), _flag("test", test)
     controller = Controller.open(__opts__)
+    leasing.refuse(controller, nodes)
     if test:
         return {"would resume": resuming.plan(controller, nodes, host)}
     recovery.recover_abandoned(controller)

@@ -5,10 +5,13 @@ import time
 import pytest
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 from test_runner_elastic import error, runner
-from views import assert_undone
+from views import assert_suspended, assert_undone
 
 from saltmarsh import slurmrecords
 from saltmarsh.errors import SlurmError
+from saltmarsh.growing import grow
+from saltmarsh.pools import parse_nodes
+from saltmarsh.suspending import suspend
 
 __all__ = ["runner"]
 
@@ -90,3 +93,21 @@ def test_a_slurm_without_records_is_one_line_with_status_1(runner, monkeypatch):
 
     monkeypatch.setattr(slurmrecords, "runs", none)
     assert error(runner, "report") == ("Slurm keeps no record of jobs here", 1)
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_a_node_that_has_a_lease_is_resumed_by_that_alone(runner, controller, slurm, test):
+    grow(controller, parse_nodes("osg[1-2]"), "osg")
+    suspend(controller, ["osg1"], by="a lease", why="hv1 is wanted")
+    slurm.queue_lease(5, "osg1")
+    assert error(runner, "resume", "osg1", test=test) == ("can't be resumed by hand: osg1: lease 5 brings it back", 2)
+    assert_suspended(controller, ["osg1"])
+
+
+def test_a_node_that_has_a_lease_is_not_woken_to_grow(runner, controller, slurm):
+    grow(controller, parse_nodes("osg[1-2]"), "osg")
+    suspend(controller, ["osg1", "osg2"], by="a lease", why="hv1 is wanted")
+    slurm.queue_lease(5, "osg1")
+    assert runner.grow(1, "osg")["nodes"].keys() == {"osg2"}
+    assert runner.grow(1, "osg")["nodes"].keys() == {"osg3"}
+    assert_suspended(controller, ["osg1"])

@@ -18,6 +18,7 @@ from saltmarsh.errors import (
     Unreachable,
 )
 from saltmarsh.hostlist import fold_words
+from saltmarsh.leasing import leases
 from saltmarsh.model import State, nodeset
 from saltmarsh.removing import remove
 from saltmarsh.slurm import ids_by_node
@@ -105,13 +106,19 @@ def _grow(controller, what, pool, minimum, host, timeout, map_out, say):
 
 
 def _asleep(controller, what, pool):
-    """Suspended nodes that could be resumed instead of making new ones; none where names are asked for."""
+    """
+    Suspended nodes that could be resumed instead of making new ones; none where names are asked for.
+
+    One that has a lease comes back where and when that starts.
+    """
     if not isinstance(what, int):
         return []
     nodes = controller.ledger.nodes(pool=pool.name, states={State.SUSPENDED})
     idle = [node.name for node in nodes if node.operation is None]
-    jobs = ids_by_node(controller.slurm.jobs(idle)) if idle else {}
-    return [name for name in idle if not jobs[name]][:what]
+    if not idle:
+        return []
+    jobs, held = ids_by_node(controller.slurm.jobs(idle)), leases(controller)
+    return [name for name in idle if not jobs[name] and name not in held][:what]
 
 
 def _beyond(what, minimum, woken):

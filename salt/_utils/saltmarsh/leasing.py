@@ -11,7 +11,8 @@ import time
 from dataclasses import replace
 
 from saltmarsh import resuming, standin, suspending
-from saltmarsh.errors import Conflict, OperationFailed, SaltmarshError, Unreachable
+from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError, Unreachable
+from saltmarsh.hostlist import fold_words
 from saltmarsh.model import State, nodeset
 from saltmarsh.record import Record, seen
 
@@ -36,6 +37,19 @@ def leases(controller, pool=None):
         for job in controller.slurm.jobs()
         if (job.partition, job.user) == (lease.partition, lease.user) and any(job.name in each for each in pools)
     }
+
+
+def refuse(controller, names):
+    """
+    Nodes with leases are brought back by those alone: only then has Slurm given them a host.
+
+    :param controller: what to ask
+    :param names: nodes that somebody wants to resume
+    :raises InvalidInput: one of them has a lease
+    """
+    held = leases(controller)
+    if leased := {name: f"lease {held[name].id} brings it back" for name in names if name in held}:
+        raise InvalidInput(f"can't be resumed by hand: {'; '.join(fold_words(leased))}")
 
 
 def node_of(controller, number):
