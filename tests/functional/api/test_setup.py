@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import Site
+from apisite import Site
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
