@@ -83,6 +83,15 @@ def test_who_is_no_user_in_pillar_any_more_has_no_role_and_no_password(other):
     assert passwords == {"operator.password", "extra.password"}
 
 
+def test_a_site_without_the_api_in_pillar_has_none(site, checkout, tmp_path):
+    without = Site(tmp_path, checkout)
+    (without.directory / "pillar/api.sls").write_text("{}")
+    applied = without.apply("salt.api")
+    assert {chunk["name"] for chunk in applied if chunk["result"] is False} == {"salt-master"}
+    assert not master_settings(without).keys() & {"elastic_api", "external_auth", "netapi_enable_clients", "peer_run"}
+    assert not without.users.exists()
+
+
 @pytest.mark.parametrize("lost", ["salt/api/server.key", "pki/saltmarsh/authority.key"])
 def test_a_new_key_gets_a_new_certificate(other, lost):
     before = (other.users / "server.crt").read_bytes()
