@@ -1,8 +1,10 @@
-# salt-api for scripts, over TLS, with roles from pillar (api). What the master has to know of it is in salt.master.
+# salt-api for scripts, over TLS, with roles from pillar (api); without that, there is none. What the master has to know of
+# it is in salt.master.
 {%- set api = salt['pillar.get']('api') %}
 include:
   - salt.master
   - pki.authority
+{%- if api %}
 
 {{ api.directory }}:
   elastic_api.users:
@@ -46,3 +48,4 @@ salt-api:
       - file: /etc/systemd/system/salt-api.service
       - x509: {{ api.directory }}/server.key
       - x509: {{ api.directory }}/server.crt
+{%- endif %}

@@ -44,6 +44,7 @@ def call(seconds, function, *arguments):
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "salt-run"  # in whose place it is: progress is told, files may be written, root asks
     load()
     for line in sys.stdin:
         print(json.dumps(call(*json.loads(line))), flush=True)

@@ -122,12 +122,11 @@ def test_a_recorded_request_can_not_be_sent_again(operator, served, bus):
     assert client.call("elastic.pools").status == 200
     assert bus.functions_since(mark) == ["runner.elastic.pools"]
     mark = bus.mark()
-    with socket.create_connection(("127.0.0.1", served.port), 30) as again:
-        again.sendall(tap.sent)
-        again.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionError):
-            while again.recv(65536):
-                pass
+    assert tap.sent
+    with socket.create_connection(("127.0.0.1", served.port), 30) as again, contextlib.suppress(OSError):
+        again.sendall(tap.sent)  # it hangs up before it has heard all
+        while again.recv(65536):
+            pass
     assert operator.token.encode() not in tap.sent
     assert bus.functions_since(mark) == []
 

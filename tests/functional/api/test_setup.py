@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import Site
+from apisite import Site
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -81,6 +81,15 @@ def test_who_is_no_user_in_pillar_any_more_has_no_role_and_no_password(other):
     assert set(master_settings(other)["external_auth"]["file"]) == {"^filename", "^hashtype", "operator", "extra"}
     passwords = {path.name for path in other.users.glob("*.password")}
     assert passwords == {"operator.password", "extra.password"}
+
+
+def test_a_site_without_the_api_in_pillar_has_none(site, checkout, tmp_path):
+    without = Site(tmp_path, checkout)
+    (without.directory / "pillar/api.sls").write_text("{}")
+    applied = without.apply("salt.api")
+    assert {chunk["name"] for chunk in applied if chunk["result"] is False} == {"salt-master"}
+    assert not master_settings(without).keys() & {"elastic_api", "external_auth", "netapi_enable_clients", "peer_run"}
+    assert not without.users.exists()
 
 
 @pytest.mark.parametrize("lost", ["salt/api/server.key", "pki/saltmarsh/authority.key"])
