@@ -188,7 +188,7 @@ class Site:
         """A master on the controller."""
         everybody, controller = {"*": ["all"]}, {"ctl": ["controller"]}
         self._write("pillar/top.sls", {"base": everybody | controller})
-        self._write("pillar/all.sls", {key: pillar[key] for key in ("site", "firewall")})
+        self._write("pillar/all.sls", {key: pillar[key] for key in ("site", "firewall", "nfs")})
         self._write("pillar/controller.sls", {"roles": ["controller"], "elastic": pillar["elastic"]})
         self._write(
             "master/master",
@@ -215,6 +215,15 @@ class Site:
         if name == "ctl":
             return ["sh", "-e", "-c", script]
         return [*self.inside(name), "unshare", "--mount", "sh", "-e", "-c", OWN.format(site=SITE, name=name) + script]
+
+    def start_nfs(self):
+        """The NFS server of the state, for clients of NFSv4.0, too: a kernel without NFS leaves only such ones."""
+        self.apply("ctl", state=("/etc/ganesha/ganesha.conf", "nfs.server"))
+        self.shell(
+            "mkdir -p /run/ganesha /var/lib/nfs/ganesha; sed -i 's/Minor_Versions = /&0,/' /etc/ganesha/ganesha.conf"
+        )
+        self.machine.run("rpcbind", "-w")
+        self.machine.start("ganesha.nfsd", "-F", "-L", f"/{SITE}/ganesha.log", "-f", "/etc/ganesha/ganesha.conf")
 
     def apply(self, *names, state):
         """Let minions apply one state of an SLS, and what it requires."""
@@ -301,9 +310,14 @@ def site(machine, checkout):
     pillar = with_networks({key: value for file in FILES for key, value in read(checkout, file).items()})
     pillar["elastic"]["state_dir"] = str(machine.shared / "state")
     pillar["site"]["further_networks"] = ["10.78.0.0/24"]
+    (machine.shared / "export").mkdir()
+    pillar["nfs"]["exports"] = {
+        str(machine.shared / "export"): {"pseudo": "/shared", "mount": "/shared", "access": "RW"}
+    }
     pillar["firewall"]["accept"]["ssh"]["from"].append("10.78.0.1")
     site.start_salt(pillar)
     site.start_minions("ctl")
+    site.start_nfs()
     site.apply("ctl", state=("/etc/wireguard/saltmarsh.conf", "tunnel.server"))
     site.apply("ctl", state=("net.ipv4.ip_forward", "tunnel.server"))
     site.open_tunnel("ctl")
@@ -319,7 +333,7 @@ def site(machine, checkout):
     machine.lose(*FLOATING, *TUNNEL, *LATE)
     site.shell("wg-quick down saltmarsh; nft delete table inet saltmarsh")
     site.shell(f"for name in cloud office {' '.join(FLOATING | TUNNEL | LATE)}; do ip netns del $name; done")
-    for pid in machine.processes("salt-master", "salt-minion", "dnsmasq"):
+    for pid in machine.processes("salt-master", "salt-minion", "dnsmasq", "rpcbind", "ganesha.nfsd"):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -369,6 +383,18 @@ def test_from_outside_the_tunnel_nothing_else_is_open_on_the_controller(site):
     assert site.reached("tn001", "ctl", *EVERYTHING, address=ENDPOINT) == set()
 
 
+@FAR
+def test_a_node_reads_and_writes_what_the_nfs_server_exports(site, first, second):
+    (site.machine.shared / "export" / first).write_text("for nodes\n")
+    (site.machine.shared / "export").chmod(0o777)
+    there = "nfs://10.77.0.1/shared/{}?version=4"
+    read = [*site.inside(first), "timeout", "20", "nfs-cat", there.format(first)]
+    wait_until(lambda: site.machine.run(*read, check=False) == "for nodes", 20)
+    site.machine.run(*site.inside(first), "timeout", "20", "nfs-cp", "/etc/hosts", there.format(f"{first}.copy"))
+    copied = (site.machine.shared / "export" / f"{first}.copy").read_text()
+    assert copied == (site.machine.root / "etc/hosts").read_text()
+
+
 def test_minions_answer_on_connections_from_before_the_firewall(site):
     assert site.answering(["ctl", *FLOATING, *TUNNEL]) == {"ctl", *FLOATING, *TUNNEL}
 
@@ -404,6 +430,8 @@ def test_a_node_enters_the_tunnel_with_its_own_key_until_it_is_revoked(site):
     [told] = site.peers.add(addresses(LATE)).values()
     site.open_tunnel("tn003", told)
     assert site.reached("tn003", "ctl", "tcp/2049") == {"tcp/2049"}
+    # It has no firewall of its own: what the controller passes on to it is what the controller's lets through.
+    assert site.reached("tn001", "tn003", *EVERYTHING) == ON_NODE
     site.peers.remove(LATE)
     assert site.reached("tn003", "ctl", "tcp/2049") == set()
 
