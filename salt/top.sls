@@ -3,6 +3,12 @@ base:
   'I@firewall:srun_ports:* and ( I@roles:controller or I@roles:node )':
     - match: compound
     - firewall
+  'I@elastic:tunnel:address:* and I@roles:controller':
+    - match: compound
+    - tunnel.server
+  'G@saltmarsh_network:tunnel and I@roles:node':
+    - match: compound
+    - tunnel.client
   'roles:controller':
     - match: pillar
     - salt.master

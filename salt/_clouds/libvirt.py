@@ -438,7 +438,8 @@ def _identity(spec, vm_):
     minion = driver.minion(__opts__, vm_)
     kind = vm_.get("identity")
     if kind == "credentials":
-        return identity.by_credentials(spec, minion)
+        return identity.by_credentials(spec, minion, vm_.get("tunnel"))
     if kind == "nocloud":
-        return identity.by_nocloud(spec, f"{spec.name}-{uuid.uuid4()}", minion, vm_.get("cloud_config"))
+        instance, more = f"{spec.name}-{uuid.uuid4()}", vm_.get("cloud_config")
+        return identity.by_nocloud(spec, instance, minion, more, vm_.get("tunnel"))
     raise InvalidInput(f"{driver.what(vm_)}: identity: credentials or nocloud, not {kind!r}")

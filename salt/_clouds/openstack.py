@@ -106,7 +106,8 @@ def create(vm_):
         # Not the active provider: there is one for all threads, and they may create machines of several providers.
         servers = _servers(vm_["provider"])
         spec = ServerSpec.read(driver.with_address(vm_), driver.what(vm_))
-        told = identity.user_data(spec.name, spec.domain, driver.minion(__opts__, vm_), vm_.get("cloud_config"))
+        minion, more = driver.minion(__opts__, vm_), vm_.get("cloud_config")
+        told = identity.user_data(spec.name, spec.domain, minion, more, vm_.get("tunnel"))
         driver.fire(__opts__, vm_, "requesting", "requesting instance")
         machine = servers.create(spec, told)
     except BaseException:

@@ -15,6 +15,7 @@ from saltmarsh.controller import Controller
 from saltmarsh.dns import HostsDirectory
 from saltmarsh.ledger import Ledger
 from saltmarsh.pools import Site
+from saltmarsh.tunnel import Peers
 
 
 def controller(pillar, directory, deploy=False):
@@ -38,6 +39,7 @@ def controller(pillar, directory, deploy=False):
         cloud=Cloud(str(provider.configuration), VmStates(provider, slurm)),
         minions=Minions(provider, slurm),
         dns=HostsDirectory(state / "dns", site.network.domain),
+        tunnel=Peers(state / "tunnel", site),
         slurm=slurm,
         munge=Munge,
     )

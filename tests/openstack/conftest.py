@@ -19,6 +19,7 @@ from saltmarsh.controller import Controller
 from saltmarsh.dns import HostsDirectory
 from saltmarsh.ledger import Ledger
 from saltmarsh.pools import Site
+from saltmarsh.tunnel import Peers
 
 
 class OneCloud:
@@ -136,6 +137,7 @@ def controller(checkout, configuration, clouds, monkeypatch):
         cloud=Cloud(str(configuration / "cloud")),
         minions=Minions(machines, slurm),
         dns=HostsDirectory(state / "dns", site.network.domain),
+        tunnel=Peers(state / "tunnel", site),
         slurm=slurm,
         munge=Munge,
     )

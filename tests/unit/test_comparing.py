@@ -35,6 +35,7 @@ class Place:
         self.in_slurm("osg1", *UP, reason="")
         self.keys = {"osg1", "ctl", "hv1"}
         self.dns = {"osg1"}
+        self.tunnel = set()
         self.changed = set()
 
     def node(self, **changes):
@@ -71,6 +72,7 @@ class Place:
             provider_of=dict.fromkeys(self.site.pools, STUB),
             keys=frozenset(self.keys),
             dns=frozenset(self.dns),
+            tunnel=frozenset(self.tunnel),
             changed=frozenset(self.changed),
         )
 
@@ -177,6 +179,9 @@ FREE = {
     "volumes are left, and the machine is at work somewhere": (
         lambda place: (place.strays.add("osg1"), place.in_slurm("osg1", *UP)),
         f"{NOBODYS}there are volumes of a machine and its slurmd answers: is it at work?", None,
+    ),
+    "it is not shut out of the tunnel": (
+        lambda place: place.tunnel.add("osg1"), f"{NOBODYS}it may enter the tunnel", Repair.REMOVE,
     ),
     "a DNS name is left": (lambda place: place.dns.add("osg1"), f"{NOBODYS}it is in DNS", Repair.REMOVE),
     "Slurm has it up, and there is no machine": (

@@ -108,6 +108,26 @@ def test_a_seed_installs_the_minions_files_the_key_for_root_alone():
     assert salt.utils.yaml.safe_load(files["/etc/salt/minion.d/saltmarsh.conf"]["content"]) == MINION.config
 
 
+TOLD = "[Interface]\nPrivateKey = c2VjcmV0\n"
+
+
+def test_a_tunnel_is_a_secret_credential():
+    given = {each.name: each for each in identity.by_credentials(spec(), MINION, TOLD).credentials}
+    assert (given["salt.tunnel.conf"].value, given["salt.tunnel.conf"].secret) == (TOLD, True)
+    assert "c2VjcmV0" not in repr(given)
+
+
+def test_a_seed_opens_the_tunnel_first_from_a_file_for_root_alone():
+    own = {"runcmd": ["salt-minion"]}
+    config = salt.utils.yaml.safe_load(identity.user_data("vn001", None, MINION, own, TOLD).partition("\n")[2])
+    [file] = [file for file in config["write_files"] if "wireguard" in file["path"]]
+    assert file == {
+        "path": "/etc/wireguard/saltmarsh.conf", "content": TOLD, "permissions": "0600", "owner": "root:root",
+    }  # fmt: skip
+    assert config["runcmd"] == [["systemctl", "enable", "--now", "wg-quick@saltmarsh.service"], "salt-minion"]
+    assert own == {"runcmd": ["salt-minion"]}
+
+
 def test_a_seed_has_one_static_interface():
     config = salt.utils.yaml.safe_load(seed(spec())["network-config"])
     assert config == {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saltmarsh.errors import InvalidInput, PillarError
-from saltmarsh.networks import Connection, Network
+from saltmarsh.networks import Connection, Network, Tunnel
 from saltmarsh.pools import Limits, Pool, Site, parse_count_or_nodes, parse_nodes
 
 
@@ -89,6 +89,50 @@ def test_a_node_with_a_floating_address_has_another_one_itself_and_both_go_by_th
     assert (pool.address_of("osg2"), pool.own_address_of("osg2")) == ("203.0.113.12", "192.168.5.31")
 
 
+TUNNEL = {"address": "10.78.0.1", "prefix": 24, "endpoint": "203.0.113.5"}
+
+
+def test_nodes_in_the_tunnel_have_addresses_there_and_others_themselves(pillar):
+    pillar["elastic"]["tunnel"] = TUNNEL
+    own = {"kind": "tunnel", "addresses": "192.168.5.11-14"}
+    pillar["elastic"]["pools"]["osg"] |= {"addresses": "10.78.0.51-54", "network": own}
+    site = Site.from_pillar(pillar)
+    assert (str(site.tunnel.subnet), site.tunnel.port) == ("10.78.0.0/24", 51820)
+    assert site.pool("osg").own_address_of("osg4") == "192.168.5.14"
+
+
+@pytest.mark.parametrize(
+    ("changes", "addresses", "said"),
+    [
+        ({}, "10.79.0.51-54", "elastic:pools:osg:addresses: 10.79.0.[51-54] lies outside the tunnel 10.78.0.0/24"),
+        ({}, "10.78.0.1-4", "elastic:pools:osg:addresses: 10.78.0.1 belongs to the controller"),
+        (
+            {"address": "10.77.9.1", "prefix": 16},
+            "10.77.9.2-5",
+            "tunnel: 10.77.0.0/16 and the network 10.77.0.0/24 have",
+        ),
+        (
+            {"endpoint": "10.77.0.1"},
+            "10.78.0.51-54",
+            "tunnel:endpoint: expected an address outside 10.77.0.0/24 and 10.",
+        ),
+        (
+            {"endpoint": "10.78.0.1"},
+            "10.78.0.51-54",
+            "tunnel:endpoint: expected an address outside 10.77.0.0/24 and 10.",
+        ),
+        ({"port": 0}, "10.78.0.51-54", "elastic:tunnel:port: expected a UDP port, 1 to 65535, got 0"),
+    ],
+)
+def test_a_tunnel_that_can_not_be_is_refused(pillar, changes, addresses, said):
+    pillar["elastic"]["tunnel"] = TUNNEL | changes
+    own = {"kind": "tunnel", "addresses": "192.168.5.11-14"}
+    pillar["elastic"]["pools"]["osg"] |= {"addresses": addresses, "network": own}
+    with pytest.raises(PillarError) as raised:
+        Site.from_pillar(pillar)
+    assert said in str(raised.value)
+
+
 MISTAKES = [
     # where, what stands there, what is said of it
     ("cluster", None, "elastic:cluster: expected a name for the cluster, got None"),
@@ -128,7 +172,11 @@ MISTAKES = [
     ("pools:osg:addresses", "10.78.0.1-4", "osg:addresses: 10.78.0.[1-4] lies outside the network 10.77.0.0/24"),
     ("pools:osg:addresses", "10.77.0.[0,3-5]", "osg:addresses: 10.77.0.0 lies outside the network 10.77.0.0/24"),
     ("pools:osg:addresses", "10.77.0.252-255", "osg:addresses: 10.77.0.255 lies outside the network 10.77.0.0/24"),
-    ("pools:osg:network", {"kind": "nat"}, "elastic:pools:osg:network:kind: expected direct or floating, got 'nat'"),
+    (
+        "pools:osg:network",
+        {"kind": "nat"},
+        "elastic:pools:osg:network:kind: expected direct, floating or tunnel, got 'nat'",
+    ),
     ("pools:osg:network", {"addresses": "192.168.5.2-5"}, "osg:network:addresses: expected nothing, a node that is "),
     (
         "pools:osg:network",
@@ -139,6 +187,11 @@ MISTAKES = [
         "pools:osg:network",
         {"kind": "floating", "addresses": ["192.168.5.2-4", "192.168.5.2"]},
         "osg:network:addresses: expected as many different addresses as nodes, got 3 for 4 nodes",
+    ),
+    (
+        "pools:osg:network",
+        {"kind": "tunnel", "addresses": "192.168.5.2-5"},
+        "elastic:tunnel: expected a mapping with the keys address, prefix, endpoint, port, got nothing",
     ),
     ("pools:osg:image", "../node.qcow2", "osg:image: expected the name of an image, without a directory, got '../node"),
     ("pools:osg:profile", "", "elastic:pools:osg:profile: expected the name of a salt-cloud profile, got ''"),
@@ -314,5 +367,5 @@ def test_the_manual_tells_every_key(checkout):
     manual = (checkout / "docs" / "howto" / "pools.md").read_text()
     keys = [*Site.model_fields, *(f"network:{key}" for key in Network.model_fields)]
     keys += [*Pool.model_fields, *(f"limits:{key}" for key in Limits.model_fields)]
-    keys += [f"network:{key}" for key in Connection.model_fields]
-    assert [key for key in keys if f"| `{key}` |" not in manual] == ["network", "name", "network", "limits"]
+    keys += [f"network:{key}" for key in Connection.model_fields] + [f"tunnel:{key}" for key in Tunnel.model_fields]
+    assert [key for key in keys if f"| `{key}` |" not in manual] == ["network", "tunnel", "name", "network", "limits"]

@@ -15,13 +15,14 @@ def reasons(controller, name):
 
 
 def traces(controller):
-    """Where the site knows of a node: machines, DNS names, keys, and nodes that Slurm has or expects."""
+    """Where the site knows of a node: machines, DNS names, the tunnel, keys, and nodes that Slurm has or expects."""
     in_slurm = {
         name for name, node in controller.slurm.nodes().items() if node.reason != "not grown" or not node.absent
     }
     return {
         *controller.minions.provider.machines(),
         *controller.dns.names(),
+        *controller.tunnel.names(),
         *controller.cloud.accepted_keys(),
         *in_slurm,
     }

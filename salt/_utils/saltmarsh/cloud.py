@@ -330,10 +330,12 @@ def render_map(pool, addresses, host=None, profile=None):
 
 def _own_values(pool, name, address):
     """What the machine of one node is told besides what it shares with others."""
-    own = {"address": pool.own_address_of(name)}
-    if pool.network.kind == "floating":
-        # The grain is for the ready gate, which would take the address in DNS for somebody else's.
-        own |= {"floating_address": address, "grains": {"saltmarsh_network": pool.network.kind}}
+    own, kind = {"address": pool.own_address_of(name)}, pool.network.kind
+    if kind == "floating":
+        own["floating_address"] = address
+    if kind != "direct":
+        # For the states: the ready gate would take a floating address for somebody else's.
+        own["grains"] = {"saltmarsh_network": kind}
     return own
 
 

@@ -211,6 +211,7 @@ def _free(snapshot, pool, name):
         *(["its slurmd answers"] if answers else []),
         *(["a minion key is accepted"] if name in snapshot.keys else []),
         *(["it is in DNS"] if name in snapshot.dns else []),
+        *(["it may enter the tunnel"] if name in snapshot.tunnel else []),
     ]
     if name in snapshot.saved:
         yield finding("there is a state file of a machine of this name")

@@ -14,6 +14,7 @@ from saltmarsh.errors import PillarError
 from saltmarsh.ledger import Ledger
 from saltmarsh.minions import Minions
 from saltmarsh.pools import Site
+from saltmarsh.tunnel import Peers
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Controller:
     cloud: Cloud
     minions: Minions
     dns: HostsDirectory
+    tunnel: Peers
     slurm: ModuleType
     munge: ModuleType
 
@@ -70,6 +72,7 @@ class Controller:
             cloud=Cloud(os.path.join(os.path.dirname(opts["conf_file"]), "cloud"), minions),
             minions=minions,
             dns=HostsDirectory(state / "dns", site.network.domain),
+            tunnel=Peers(state / "tunnel", site),
             slurm=slurm,
             munge=munge,
         )

@@ -228,6 +228,7 @@ class _Growth:
         self.failed = {}
         self.refused = {}  # by name, the class of the error with which a machine could not be made
         self._no_room = {}  # by name, what the providers said that were tried
+        self._secrets = {}  # by name, what its machine is told beyond the map
         self.over = False
         self._progress = _Progress(say)
 
@@ -238,7 +239,10 @@ class _Growth:
         if map_out:
             _write_map(map_out, rendered)
         self.controller.dns.add(self.addresses)
-        planned = self.controller.cloud.plan(rendered)
+        if self.pool.network.kind == "tunnel":
+            told = self.controller.tunnel.add(self.addresses)
+            self._secrets = {name: {"tunnel": text} for name, text in told.items()}
+        planned = self._plan(rendered)
         self.controller.slurm.expect(self.addresses)
         self.ledger.move(self.operation, self.addresses, State.CREATING, host=host)
         for following in profiles[1:]:
@@ -261,11 +265,15 @@ class _Growth:
         self._progress.note(self._no_room, f"no room, trying {profile}")
         addresses = {name: self.addresses[name] for name in self._no_room}
         try:
-            return self.controller.cloud.plan(render_map(self.pool, addresses, None, profile))
+            return self._plan(render_map(self.pool, addresses, None, profile))
         except (ProviderError, Unreachable) as err:
             for name in addresses:
                 self._created(name, str(err))
             return {}
+
+    def _plan(self, rendered):
+        planned = self.controller.cloud.plan(rendered)
+        return {name: machine | self._secrets.get(name, {}) for name, machine in planned.items()}
 
     def _created(self, name, outcome):
         if isinstance(outcome, str):

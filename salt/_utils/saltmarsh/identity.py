@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import pycdlib
 import salt.utils.yaml
 
+_TUNNEL_FILE = "/etc/wireguard/saltmarsh.conf"
+_OPEN_TUNNEL = ["systemctl", "enable", "--now", "wg-quick@saltmarsh.service"]
+
 
 @dataclass(frozen=True)
 class Credential:
@@ -45,12 +48,13 @@ class Identity:
     seed: bytes | None = field(default=None, repr=False)
 
 
-def by_credentials(spec, minion=None):
+def by_credentials(spec, minion=None, tunnel=None):
     """
     The identity of a machine whose image is made for systemd credentials (systemd 256 or later).
 
     :param spec: its :class:`saltmarsh.machine.MachineSpec`
     :param Minion minion: its minion; none if it has none
+    :param str tunnel: its end of the tunnel, as a file for wg-quick(8); None if it needs none
     :returns: an :class:`Identity`
     """
     given = [Credential("system.hostname", spec.name), Credential("network.network.10-eth0", _networkd(spec))]
@@ -62,10 +66,12 @@ def by_credentials(spec, minion=None):
             # A profile may put anything into a minion's configuration, passwords too.
             Credential("salt.minion.conf", _yaml(minion.config), secret=True),
         ]
+    if tunnel:
+        given.append(Credential("salt.tunnel.conf", tunnel, secret=True))
     return Identity(credentials=tuple(given))
 
 
-def by_nocloud(spec, instance_id, minion=None, cloud_config=None):
+def by_nocloud(spec, instance_id, minion=None, cloud_config=None, tunnel=None):
     """
     The identity of a machine whose image has cloud-init (its data source NoCloud, label CIDATA).
 
@@ -74,27 +80,29 @@ def by_nocloud(spec, instance_id, minion=None, cloud_config=None):
     :param Minion minion: its minion; none if it has none
     :param dict cloud_config: more cloud-config for the image at hand, for example how it gets a salt-minion;
         its ``write_files`` are written after the minion's
+    :param str tunnel: as of :func:`by_credentials`
     :returns: an :class:`Identity`
     """
     return Identity(
         seed=_iso(
             {
                 "meta-data": _yaml({"instance-id": instance_id, "local-hostname": spec.name}),
-                "user-data": user_data(spec.name, spec.network.domain, minion, cloud_config),
+                "user-data": user_data(spec.name, spec.network.domain, minion, cloud_config, tunnel),
                 "network-config": _yaml(_netplan(spec)),
             }
         )
     )
 
 
-def user_data(name, domain=None, minion=None, cloud_config=None):
+def user_data(name, domain=None, minion=None, cloud_config=None, tunnel=None):
     """
-    What cloud-init is told as its user data: the name, and the minion.
+    What cloud-init is told as its user data: the name, the minion, and the tunnel, which is opened first.
 
     :param str name: of the machine
     :param str domain: its DNS domain
     :param Minion minion: its minion; none if it has none
     :param dict cloud_config: as of :func:`by_nocloud`
+    :param str tunnel: as of :func:`by_credentials`
     :returns: text in cloud-config's format
     :rtype: str
     """
@@ -108,6 +116,9 @@ def user_data(name, domain=None, minion=None, cloud_config=None):
             _file("/etc/salt/minion.d/saltmarsh.conf", _yaml(minion.config), "0600"),
         ]
     config = dict(cloud_config or {})
+    if tunnel:
+        files.append(_file(_TUNNEL_FILE, tunnel, "0600"))
+        config["runcmd"] = [_OPEN_TUNNEL, *config.get("runcmd", [])]
     config |= {
         "hostname": name,
         "fqdn": f"{name}.{domain}" if domain else name,

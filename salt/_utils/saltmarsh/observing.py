@@ -1,4 +1,4 @@
-"""One look at everything that knows of nodes: the ledger, Slurm, the providers, minion keys, DNS."""
+"""One look at everything that knows of nodes: the ledger, Slurm, the providers, minion keys, DNS, the tunnel."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -29,6 +29,7 @@ class Snapshot:
     provider_of: dict[str, str]
     keys: frozenset[str]
     dns: frozenset[str]
+    tunnel: frozenset[str] = frozenset()
     stops: dict[str, Stop] = field(default_factory=dict)  # by pool
     changed: frozenset[str] = frozenset()
     machines: dict[str, list[Seen]] = field(init=False, compare=False)  # by name
@@ -91,6 +92,7 @@ def observe(controller, machines=True):
         provider_of=provider_of,
         keys=controller.cloud.accepted_keys(),
         dns=controller.dns.names(),
+        tunnel=controller.tunnel.names(),
         stops=breaker.stops(controller),
     )
     after = _rows(controller)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from functools import cached_property
 from ipaddress import IPv4Interface
+from types import UnionType
 from typing import Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from saltmarsh import networks
 from saltmarsh.errors import InvalidInput, PillarError
 from saltmarsh.model import State, nodeset
-from saltmarsh.networks import Connection, Network
+from saltmarsh.networks import Connection, Network, Tunnel
 from saltmarsh.pillarwords import (
     Address,
     Addresses,
@@ -189,6 +190,7 @@ class Site(Frozen):
     cluster: Label = Field(description="a name for the cluster")
     controller: Host
     network: Network
+    tunnel: Tunnel | None = None
     hosts: dict[str, Host] = Field(description="hypervisors by name")
     state_dir: Directory = Field(
         "/var/lib/saltmarsh", description="the absolute path of a directory on a local disk of the master"
@@ -280,6 +282,8 @@ def _place(loc):
         elif step in getattr(kind, "model_fields", ()):
             field = kind.model_fields[step]
             kind, expected = field.annotation, field.description
+            if isinstance(kind, UnionType):  # it may be left out
+                kind = get_args(kind)[0]
     if hasattr(kind, "model_fields"):
         expected = f"a mapping with the keys {', '.join(kind.model_fields)}"
     return kind, expected
@@ -300,6 +304,8 @@ def _mistakes(site):
         addresses.setdefault(host.address, f"host {host.name}")
     addresses.setdefault(site.controller.address, "the controller")
     addresses.setdefault(site.network.gateway, "the gateway")
+    if site.tunnel:
+        addresses.setdefault(site.tunnel.address, "the controller")
     for address in site.network.nameservers:
         addresses.setdefault(address, "a nameserver")
 

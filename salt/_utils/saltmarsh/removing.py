@@ -87,6 +87,7 @@ def _release(slurm, addresses):
 
 
 def _free(controller, pool, operation, names, words, say):
+    controller.tunnel.remove(names)
     controller.dns.remove(names)
     if pool.on_demand:
         controller.slurm.offer(names)

@@ -22,7 +22,7 @@ from saltmarsh import slurm, slurmconf, slurmpush
 NODES = {"hv1": "10.77.0.11", **{f"vn{number:03d}": f"10.77.0.{100 + number}" for number in range(1, 7)}}
 SLURMCTLD = ("slurmctld", "slurmctld-wlm")  # the latter once it has reconfigured itself
 PLUGINS = "usr/lib/x86_64-linux-gnu/slurm-wlm"
-COMMANDS = ("scontrol", "squeue", "scancel", "sbatch", "sinfo", "ip")
+COMMANDS = ("scontrol", "squeue", "scancel", "sbatch", "sinfo", "ip", "wg")
 
 
 class Machine:

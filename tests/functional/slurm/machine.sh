@@ -20,6 +20,7 @@ mknod -m 666 /dev/null c 1 3
 mknod -m 666 /dev/zero c 1 5
 mknod -m 666 /dev/random c 1 8
 mknod -m 666 /dev/urandom c 1 9
+ln -s /proc/self/fd /dev/fd
 mkdir -p /dev/net
 mknod -m 666 /dev/net/tun c 10 200
 mkdir /dev/shm /run/netns /run/munge /run/slurm /run/slurmctld

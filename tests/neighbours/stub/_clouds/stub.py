@@ -39,6 +39,7 @@ def create(vm_):
             f"{host}: storage pool nodes has {name}.lab.qcow2, but there is no domain {name}"
         )
     machine = {"name": name, "host": host, "address": vm_["address"], "image": vm_["image"], "pub_key": vm_["pub_key"]}
+    machine |= {key: vm_[key] for key in ("tunnel",) if key in vm_}
     try:
         with (_store() / "machines" / name).open("x") as file:
             json.dump(machine, file)
