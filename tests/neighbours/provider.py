@@ -7,6 +7,14 @@ STUB = Path(__file__).parent / "stub"
 KILL = "kill"
 
 
+def open_gate(name, call):
+    """Lets every call to the provider through."""
+    return call()
+
+
+gate = open_gate
+
+
 class Provider:
     """
     A provider for every pool's first profile, with the site's hosts and the pools' images, and one in reserve for the

@@ -50,8 +50,8 @@ def site(pillar):
 
 
 @pytest.fixture
-def controller(pillar, tmp_path, monkeypatch):
-    """What the verbs act through, see neighbours; nobody waits longer than it takes here."""
+def impatient(monkeypatch):
+    """Nobody waits longer than it takes here."""
     monkeypatch.setattr(growing, "_POLL", 0.01)
     monkeypatch.setattr(growing, "_LOOK", 0.02)
     monkeypatch.setattr(growing, "_TELL", 0)
@@ -62,6 +62,11 @@ def controller(pillar, tmp_path, monkeypatch):
     for name in ("REGISTER_SECONDS", "LEFTOVER_SECONDS"):
         monkeypatch.setattr(resuming, name, 0.2)
     monkeypatch.setattr(joining, "REGISTER_SECONDS", 0.2)
+
+
+@pytest.fixture
+def controller(pillar, tmp_path, impatient):
+    """What the verbs act through, see neighbours."""
     made = neighbours.controller(pillar, tmp_path)
     yield made
     made.ledger.close()

@@ -342,7 +342,16 @@ SLURM = {
     ("IDLE", "CLOUD", "POWERING_UP"): "Slurm waits for it to boot",
     ("IDLE", "CLOUD", "POWERING_DOWN"): "Slurm is giving it up",
     ("DOWN", "CLOUD"): "it is down in Slurm",
+    ("ERROR", "CLOUD"): "Slurm has met an error of it",
+    ("IDLE", "CLOUD", "FAIL"): "it is marked as failing",
+    ("DOWN", "CLOUD", "REBOOT_ISSUED"): "it is down in Slurm",
+    ("IDLE", "CLOUD", "REBOOT_ISSUED"): "it reboots for Slurm",
+    ("IDLE", "CLOUD", "POWER_DOWN"): "Slurm is about to give it up",
+    ("ALLOCATED", "CLOUD", "POWER_DRAIN"): "Slurm gives it up when its jobs have ended",
     ("IDLE", "CLOUD", "DRAIN"): "it is drained",
+    ("IDLE", "CLOUD", "DRAIN", "MAINTENANCE"): "it is drained",
+    ("IDLE", "CLOUD", "MAINTENANCE"): "it is reserved for maintenance",
+    ("IDLE", "CLOUD", "RESERVED"): "",
 }
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import neighbours
 import pytest
-from deadly import Site
+from deadly import LOSSES, Site
 from views import assert_undone, states, traces
 
 from saltmarsh import recovery
@@ -95,7 +95,8 @@ ACTS = {
 def site(pillar, tmp_path, request):
     """A site with a job on osg4, and what is so before."""
     before, _, on_demand = request.param
-    pillar["elastic"]["pools"]["osg"]["on_demand"] = on_demand
+    # A node whose minion can't be asked is waited for so long.
+    pillar["elastic"]["pools"]["osg"] |= {"on_demand": on_demand, "limits": {"boot_timeout": 2}}
     directory = tmp_path / "site"
     directory.mkdir()
     controller = neighbours.controller(pillar, directory)
@@ -162,3 +163,16 @@ def test_whatever_boundary_it_is_killed_at_all_agree_afterwards(site, act):
                 go_on(controller)
         site.put_back()
     assert number > 8
+
+
+@pytest.mark.parametrize(("who", "loss"), LOSSES, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(("site", "act"), [(row, row[1]) for row in ACTS.values()], ids=ACTS, indirect=["site"])
+def test_whichever_call_is_lost_because_a_neighbour_is_killed_all_agree_afterwards(site, act, who, loss):
+    number = 0
+    while moment := site.lose(act, who, loss, number := number + 1):
+        with next_one(site, moment) as controller:
+            recovery.recover_abandoned(controller)
+            look(controller)
+            assert_all_agree(controller)
+        site.put_back()
+    assert number > 1 or who == "minions"  # which not every act calls

@@ -49,6 +49,17 @@ def test_status_tells_what_ledger_and_slurm_say(controller, slurm, grown):
     assert (report["osg2"]["jobs"], report["osg3"]["jobs"]) == ([17], [])
 
 
+def test_every_node_that_is_not_ready_has_a_reason_in_status(controller):
+    operation, _ = controller.ledger.claim("grow", controller.site.pool("osg"), count=1)
+    for state in (State.CLAIMED, State.CREATING, State.BOOTING):
+        if state is not State.CLAIMED:
+            controller.ledger.move(operation, ["osg1"], state)
+        row = reporting.status(controller)["osg1"]
+        assert (row["state"], row["reason"]) == (str(state), f"grow {operation.id} is under way")
+    controller.ledger.finish(operation, "its process died")
+    assert reporting.status(controller)["osg1"]["reason"].endswith("its process died")
+
+
 def test_status_of_names_has_exactly_these_free_ones_too(controller, grown):
     report = reporting.status(controller, ["osg4", "osg1", "vn001"])
     assert list(report) == ["osg4", "osg1", "vn001"]

@@ -4,33 +4,24 @@ Suspend, resume and migrate, killed at every boundary: before each call to a mac
 Whoever comes next finds nodes that all work or are all suspended, with their job, and can go on with them.
 """
 
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
 from contextlib import contextmanager
-from dataclasses import replace
 
 import neighbours
 import pytest
-from deadly import Deadly
+from deadly import LOSSES, Site
 from views import assert_suspended, assert_working, states
 
-from saltmarsh import recovery
+from saltmarsh import recovery, standin
 from saltmarsh.checkpointing import checkpoint, restore
-from saltmarsh.errors import SaltmarshError
 from saltmarsh.growing import grow
 from saltmarsh.migrating import migrate
 from saltmarsh.model import State
 from saltmarsh.resuming import resume
 from saltmarsh.suspending import suspend
 
-FORK = multiprocessing.get_context("fork")
 NODES = ["osg1", "osg2"]
 JOB = 17
 LOUD = "a fan is loud"
-LEDGER = ("begin", "move", "finish", "abandon", "adopt")
 
 
 def suspend_both(controller):
@@ -69,65 +60,6 @@ def checkpoint_one(controller):
 def restore_one(controller):
     """To a checkpoint that was made before."""
     restore(controller, "osg1", 1, by="alice")
-
-
-class Site:
-    """A site with two nodes and a job on both, which can be put back to how it was."""
-
-    def __init__(self, directory, controller):
-        self.controller = controller
-        self.directory = directory
-        self.kept = directory.with_name(f"{directory.name}.kept")
-        self.slurm = directory / "state" / "slurm"
-        self.call = directory / "call"
-        controller.slurm.keep_in(self.slurm)
-
-    def keep(self):
-        """Remember how everything is."""
-        shutil.rmtree(self.kept, ignore_errors=True)
-        shutil.copytree(self.directory, self.kept)
-
-    def put_back(self):
-        """Everything as it was."""
-        for name in ("state", "provider"):
-            shutil.rmtree(self.directory / name)
-            shutil.copytree(self.kept / name, self.directory / name)
-
-    def open(self, count=None):
-        """A controller of this process; the boundaries are those at which ``count`` is called."""
-        slurm, ledger = neighbours.Slurm(self.controller.site), neighbours.Ledger(self.controller.ledger.path)
-        slurm.keep_in(self.slurm)
-        vmstates = neighbours.VmStates(self.controller.minions.provider, slurm)
-        if count:
-            vmstates, slurm, ledger = Deadly(vmstates, count), Deadly(slurm, count), Deadly(ledger, count, LEDGER)
-        self.controller.cloud.vmstates = lambda profile: vmstates
-        return replace(self.controller, slurm=slurm, ledger=ledger)
-
-    def run(self, act, number):
-        """Run something in a process that is killed before its call of this number; where, or None if it ended."""
-        process = FORK.Process(target=self._run, args=(act, number))
-        process.start()
-        process.join()
-        if process.exitcode == 0:
-            return None
-        assert process.exitcode == -signal.SIGKILL
-        return self.call.read_text()
-
-    def _run(self, act, number):
-        lock, calls = threading.Lock(), []
-
-        def count(name):
-            with lock:
-                calls.append(name)
-                if len(calls) == number:
-                    self.call.write_text(f"before call {number}: {name}")
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        controller = self.open(count)
-        try:
-            act(controller)
-        except SaltmarshError:
-            assert act in IN_VAIN
 
 
 # What is done, and what nodes are after it was killed: sooner or later.
@@ -214,7 +146,7 @@ def go_on(controller):
 @pytest.mark.parametrize(("act", "expected"), ACTS.items(), ids=[each.__name__ for each in ACTS], indirect=["act"])
 def test_whatever_boundary_it_is_killed_at_nothing_is_lost(act, expected, site):
     number, reached = 0, set()
-    while moment := site.run(act, number := number + 1):
+    while moment := site.run(act, number := number + 1, may_fail=act in IN_VAIN):
         with next_one(site, f"{act.__name__} killed {moment}") as controller:
             recovery.recover_abandoned(controller)
             reached.add(assert_nothing_is_lost(controller))
@@ -223,6 +155,19 @@ def test_whatever_boundary_it_is_killed_at_nothing_is_lost(act, expected, site):
         site.put_back()
     assert number > 8
     assert reached == expected
+
+
+@pytest.mark.parametrize(("who", "loss"), LOSSES, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("act", ACTS, ids=[each.__name__ for each in ACTS], indirect=True)
+def test_whichever_call_is_lost_because_a_neighbour_is_killed_nothing_is_lost(act, who, loss, site, impatient):
+    number = 0
+    while moment := site.lose(act, who, loss, number := number + 1):
+        with next_one(site, f"{act.__name__}, {moment}") as controller:
+            recovery.recover_abandoned(controller)
+            standin.remind(controller)
+            assert_nothing_is_lost(controller)
+        site.put_back()
+    assert number > 1 or who == "minions"  # whom nobody asks here
 
 
 @pytest.mark.parametrize("act", [migrate_both], indirect=True)

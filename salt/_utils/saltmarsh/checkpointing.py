@@ -68,9 +68,9 @@ def checkpoint(controller, name, *, by, why="", say=log.info):
     operation, done = suspending.carry_out(
         controller, "checkpoint", [name], by=by, why=why, urgent=False, say=say, kept=True
     )
-    number = controller.vmstates_of(name).latest(name, done[name]["host"]).number
     migrating.bring_back(controller, operation, [name], None, say)
     told = {key: done[name][key] for key in ("file", "size", "jobs")}
+    number = next(each.number for each in controller.vmstates_of(name).checkpoints([name]) if each.path == told["file"])
     return {"checkpoint": number, **told, "seconds": round(time.monotonic() - begun, 2)}
 
 

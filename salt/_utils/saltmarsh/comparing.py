@@ -29,8 +29,14 @@ _SILENT_STATES = {
     "DOWN": "it is down in Slurm",
     "UNKNOWN": "Slurm has not heard of it since slurmctld started",
     "FUTURE": "Slurm takes it for a node that is yet to come",
+    "ERROR": "Slurm has met an error of it",
+    "FAIL": "it is marked as failing",
+    "REBOOT_ISSUED": "it reboots for Slurm",
+    "POWER_DOWN": "Slurm is about to give it up",
+    "POWER_DRAIN": "Slurm gives it up when its jobs have ended",
     "COMPLETING": "a job of it does not end",
     "DRAIN": "it is drained",
+    "MAINTENANCE": "it is reserved for maintenance",
 }
 
 

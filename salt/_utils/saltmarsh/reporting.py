@@ -30,7 +30,8 @@ def status(controller, names=None):
     """
     nodes = {node.name: node for node in controller.ledger.nodes(names)}
     wanted = list(nodes if names is None else names)
-    rows = {name: _row(nodes[name]) if name in nodes else _free_row(controller.site, name) for name in wanted}
+    running = {operation.id: operation for operation in controller.ledger.operations()}
+    rows = {name: _row(nodes[name], running) if name in nodes else _free_row(controller.site, name) for name in wanted}
     ready = {name for name in wanted if name in nodes and nodes[name].state is State.READY}
     in_slurm, trouble = _in_slurm(controller, wanted, ready)
     memory = _memory(controller, [node for node in nodes.values() if node.state is State.SUSPENDED])
@@ -49,14 +50,15 @@ def status(controller, names=None):
     }
 
 
-def _row(node):
+def _row(node, running):
+    operation = running.get(node.operation)
     return {
         "pool": node.pool,
         "state": str(node.state),
         "since": _when(node.since),
         "host": node.host,
         "address": node.address,
-        "reason": node.reason,
+        "reason": node.reason or (f"{operation.verb} {operation.id} is under way" if operation else ""),
     }
 
 

@@ -298,6 +298,7 @@ def _hand_over(controller, operation, nodes, marks, away, say):
     # One without a mark has not been drained by us.
     slurm.undrain([name for name in names if marks[name] and name not in drained])
     late = _wait_registered(slurm, names)
+    _tell_again(slurm, names, stopped, drained)
     for name, why in late.items():
         controller.ledger.move(operation, {name}, State.FAILED, reason=why)
     ready = [node for node in nodes if node.name not in late]
@@ -310,6 +311,17 @@ def _hand_over(controller, operation, nodes, marks, away, say):
         controller.ledger.move(operation, [node.name for node in ready], State.READY, reason="back at work")
         say(f"{nodeset(node.name for node in ready)}: back at work")
     return late
+
+
+def _tell_again(slurm, names, jobs, drained):
+    """What a slurmctld that was killed in between has forgotten, and nobody would remind it of (standin)."""
+    asleep = {job.handle for job in slurm.jobs(names) if "SUSPENDED" in job.states} if jobs else set()
+    if forgotten := sorted(asleep & set(jobs)):
+        slurm.resume_jobs(forgotten, REGISTER_SECONDS)
+    known = slurm.nodes(drained) if drained else {}
+    for name, node in known.items():
+        if node.reason != drained[name]:
+            slurm.drain([name], drained[name])
 
 
 def _wait_registered(slurm, names):

@@ -1,5 +1,6 @@
 """A salt-cloud driver whose machines are files, see neighbours.provider."""
 
+import functools
 import json
 import os
 import signal
@@ -7,9 +8,23 @@ from pathlib import Path
 
 import salt.config
 import salt.utils.cloud
+from neighbours import provider
 from salt.exceptions import SaltCloudExecutionFailure, SaltCloudSystemExit
 
 from saltmarsh import errors
+
+
+def _gated(function):
+    """A call to the provider, which somebody may watch or disturb."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        try:
+            return provider.gate(function.__name__, lambda: function(*args, **kwargs))
+        except errors.Unreachable as err:
+            raise SaltCloudExecutionFailure(str(err)) from err
+
+    return wrapper
 
 
 def __virtual__():
@@ -25,6 +40,7 @@ def get_dependencies():
     return True
 
 
+@_gated
 def create(vm_):
     name = vm_["name"]
     alias = vm_["provider"].partition(":")[0]
@@ -49,6 +65,7 @@ def create(vm_):
     return machine
 
 
+@_gated
 def destroy(name, call=None, host=None):
     if call == "function":
         raise SaltCloudSystemExit("destroy is for machines")
@@ -74,6 +91,7 @@ def list_nodes(call=None):
     return list_nodes_full()
 
 
+@_gated
 def list_nodes_min(call=None):
     _show("list", "all")
     return {path.name: {"state": "running"} for path in (_store() / "machines").iterdir()}
@@ -87,6 +105,7 @@ def show_instance(name, call=None):
     return list_nodes_full()[name]
 
 
+@_gated
 def inventory(call=None):
     _show("list", "all")
     silent = {host: why for host in get_configured_provider()["hosts"] if (why := _fault("host", host)) is not None}
@@ -103,6 +122,7 @@ def inventory(call=None):
     }
 
 
+@_gated
 def remove_strays(kwargs=None, call=None):
     for host in get_configured_provider()["hosts"]:
         _see(host)
@@ -110,6 +130,7 @@ def remove_strays(kwargs=None, call=None):
     (_store() / "volumes" / kwargs["name"]).unlink(missing_ok=True)
 
 
+@_gated
 def avail_images(call=None):
     return {image: {} for image in get_configured_provider()["images"]}
 
@@ -118,6 +139,7 @@ def avail_sizes(call=None):
     return {}
 
 
+@_gated
 def avail_locations(call=None):
     return {host: {} for host in get_configured_provider()["hosts"] if _fault("host", host) is None}
 
