@@ -1,6 +1,10 @@
 """Each role can call its verbs of the runner elastic, and nothing else; no argument is more than a value."""
 
 import ast
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,23 @@ def test_a_viewer_gets_answers(users):
     assert users["monitor"].call("elastic.pools").value["virtual"]["free"] == 16
     assert users["monitor"].call("elastic.status", nodes="vn001").value["vn001"]["state"] == "free"
     assert users["monitor"].call("elastic.history", node="vn001").value == []
+
+
+def test_the_how_tos_example_does_what_it_says(served, checkout):
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```", (checkout / "docs/howto/api.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    for there, here in {
+        "https://ctl.lab:8443": f"https://localhost:{served.port}",
+        "/etc/saltmarsh/authority.pem": served.upper / "pki/CA/cacert.pem",
+        "/etc/saltmarsh/monitor.password": served.users / "monitor.password",
+    }.items():
+        assert there in example
+        example = example.replace(there, str(here))
+    run = [sys.executable, "-c", f"{example}\nprint(json.dumps([pools, nodes]))"]
+    pools, nodes = json.loads(subprocess.run(run, capture_output=True, check=True).stdout)
+    assert pools["virtual"]["free"] == 16
+    assert set(nodes) == {"vn001", "vn002", "vn003", "vn004"}
 
 
 def test_what_takes_long_can_be_asked_for_and_returns_at_once(users, bus):
