@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 READY := .venv/made
 TIERS ?= unit functional lab
 
-.PHONY: help venv test test-openstack lint demo bench bench-suspend bench-openstack image docs lock clean python
+.PHONY: help venv test test-openstack lint demo bench bench-suspend bench-openstack soak image docs lock clean python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16 | sed 's/^/  make /'
@@ -38,6 +38,9 @@ bench-suspend: $(READY) ## print the table of pause, suspend, checkpoint, snapsh
 
 bench-openstack: $(READY) ## print the table of 50 servers by our driver and by bare openstacksdk
 	@.venv/bin/python -B bench/openstack_table.py
+
+soak: $(READY) ## live through an hour at random (SEED=) in some minutes; then all must agree
+	@.venv/bin/pytest -s tests/unit/soak.py
 
 image: python ## build the golden image
 	@lab/lab image

@@ -76,8 +76,8 @@ def destroy(name, call=None, host=None):
     machine = _store() / "machines" / name
     if machine.exists() and json.loads(machine.read_text()).get("host") in (None, *hosts):
         machine.unlink()
-    for path in (_store() / "states").glob(f"{name}.*"):
-        path.unlink()
+    for path in (*_store().glob(f"states/{name}.*"), *_store().glob(f"disks/{name}.*"), _store() / "disks" / name):
+        path.unlink(missing_ok=True)
     return {"Destroyed": f"{name} was destroyed"}
 
 
