@@ -33,6 +33,7 @@ try:
     from saltmarsh.hypervisor import Hypervisors
     from saltmarsh.inventory import inventory as take_inventory
     from saltmarsh.machine import MachineSpec, ProviderConfig
+    from saltmarsh.strays import remove_strays as remove_volumes
 
     MISSING = None
 except ImportError as err:
@@ -242,6 +243,7 @@ def remove_strays(kwargs=None, call=None):
 
     :param dict kwargs: ``name``: the machine
     :param str call: how salt-cloud came here
+    :raises SaltCloudConfigError: no name
     :raises SaltCloudExecutionFailure: not all hosts answer, there is a domain of this name or a state file, or a
         domain uses one of them
 
@@ -252,7 +254,9 @@ def remove_strays(kwargs=None, call=None):
         salt-cloud -f remove_strays lab name=vn001
     """
     driver.not_an_action(call, "remove_strays")
-    _hypervisors().remove_strays((kwargs or {}).get("name", ""))
+    if not (name := (kwargs or {}).get("name")):
+        raise InvalidInput("remove_strays: name= is missing")
+    remove_volumes(_hypervisors(), name)
 
 
 @_converted

@@ -266,3 +266,13 @@ def test_actions_act(cloud):
 @pytest.mark.parametrize("key", ["cluster", "image_pool", "disk_pool"])
 def test_a_provider_without_what_it_needs_is_not_used(make_cloud, key):
     assert make_cloud(provider={key: None}).opts["providers"] == {}
+
+
+def test_remove_strays_is_for_one_machine_that_is_not_there(cloud):
+    create(cloud)
+    with pytest.raises(SaltCloudConfigError, match="remove_strays: name= is missing"):
+        call(cloud, "remove_strays")
+    with pytest.raises(SaltCloudExecutionFailure, match="already has a domain vn001"):
+        call(cloud, "remove_strays", kwargs={"name": "vn001"})
+    assert call(cloud, "remove_strays", kwargs={"name": "vn002"}) is None
+    assert "vn001" in call(cloud, "list_nodes_min")

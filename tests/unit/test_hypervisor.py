@@ -18,6 +18,7 @@ from saltmarsh import identity, libvirt_link
 from saltmarsh.errors import InvalidInput, NoCapacity, NotFound, ProviderError, SaltmarshError, Unreachable
 from saltmarsh.hypervisor import Hypervisors
 from saltmarsh.machine import PowerState
+from saltmarsh.strays import remove_strays
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_volumes_of_this_cluster_without_a_machine_are_removed_and_no_others(hyp
     create(hypervisors, 10, host="hv1")
     for host, name in (("hv1", "vn001.lab.qcow2"), ("hv2", "vn001.lab.seed.iso"), ("hv1", "vn001.lan.qcow2")):
         make_volume(hypervisors, host, name)
-    hypervisors.remove_strays("vn001")
+    remove_strays(hypervisors, "vn001")
     assert left_of(hypervisors, "vn001") == ["hv1: vn001.lan.qcow2"]
     assert left_of(hypervisors, "vn010") == ["hv1: vn010", "hv1: vn010.lab.console", "hv1: vn010.lab.qcow2"]
 
@@ -218,7 +219,7 @@ def test_volumes_of_a_machine_that_is_there_are_no_strays_on_any_host(make):
     make_volume(hypervisors, "hv2", "web.lab.qcow2")
     for name in ("vn001", "web"):
         with pytest.raises(ProviderError, match=f"hv1 already has a domain {name}"):
-            hypervisors.remove_strays(name)
+            remove_strays(hypervisors, name)
     assert left_of(hypervisors, "vn001") == [
         "hv1: vn001", "hv1: vn001.lab.console", "hv1: vn001.lab.qcow2", "hv2: vn001.lab.qcow2",
     ]  # fmt: skip
@@ -235,7 +236,7 @@ def test_a_volume_that_another_domain_uses_is_no_stray(hypervisors):
     with pytest.raises(
         ProviderError, match=r"^hv1: domain rescue uses /srv/nodes/vn001.lab.*, though there is no vn001$"
     ):
-        hypervisors.remove_strays("vn001")
+        remove_strays(hypervisors, "vn001")
     assert left_of(hypervisors, "vn001") == ["hv1: vn001.lab.console", "hv1: vn001.lab.qcow2"]
 
 
@@ -243,7 +244,7 @@ def test_while_a_host_does_not_answer_no_volume_is_a_stray(make, dead):
     hypervisors = make({}, dead)
     make_volume(hypervisors, "hv1", "vn001.lab.qcow2")
     with pytest.raises(Unreachable, match="hv2 can't be reached"):
-        hypervisors.remove_strays("vn001")
+        remove_strays(hypervisors, "vn001")
     pool = connection(hypervisors, "hv1").storagePoolLookupByName("nodes")
     assert pool.listVolumes() == ["vn001.lab.qcow2"]
 

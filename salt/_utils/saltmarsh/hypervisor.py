@@ -22,7 +22,6 @@ from saltmarsh.libvirt_link import asking, drop_link, link, or_none
 from saltmarsh.machine import Host, Image, Machine, PowerState
 from saltmarsh.storage import (
     check_image,
-    delete_marked,
     delete_volumes,
     find_volume,
     image_written,
@@ -186,7 +185,7 @@ class Hypervisors:
         """
         candidates = self._candidates(spec)
         with self.placing():
-            self._refuse_existing(spec.name)
+            self.refuse_existing(spec.name)
             host = self._place(spec, candidates).name
             connection = candidates[host]
             image_directory, disk_directory = (
@@ -230,23 +229,6 @@ class Hypervisors:
                 silent.append(err)
         if silent:
             raise Unreachable(f"{name} may still exist: " + "; ".join(str(err) for err in silent))
-
-    def remove_strays(self, name):
-        """
-        Remove volumes with this cluster's mark of a machine that there is not: neither a domain nor a state file.
-
-        :param str name: the machine
-        :raises Unreachable: a host doesn't answer, so it may have the machine; nothing is removed
-        :raises ProviderError: a domain has this name or uses a volume, whosever it is; or there is a state file
-        """
-        connections = self.connect()
-        with self.placing():
-            self._refuse_existing(name)
-            for host, connection in connections.items():
-                if self.config.state_dir and statefiles.listing(host, connection, self.config, [name]):
-                    raise ProviderError(f"{host}: there is a state file of {name}")
-            for host, connection in connections.items():
-                delete_marked(host, connection, self.config, name)
 
     def start(self, name):
         """
@@ -434,7 +416,8 @@ class Hypervisors:
             raise NoCapacity(f"no room for {spec.name} ({spec.memory} MiB, {spec.cpus} CPUs): {left}")
         return max(fitting, key=lambda host: host.memory_free)
 
-    def _refuse_existing(self, name):
+    def refuse_existing(self, name):
+        """:raises ProviderError: a host that answers has a domain of that name, whosever it is"""
         connections, _ = self.connect_to_reachable()
         for host, connection in connections.items():
             with asking(host, connection, f"can't look for {name}"):

@@ -1,7 +1,7 @@
 """
 Volumes in libvirt's storage pools on one host.
 
-Part of the seam to libvirt: used by :mod:`saltmarsh.hypervisor` and :mod:`saltmarsh.statefiles`, nobody else.
+Part of the seam to libvirt: used by :mod:`saltmarsh.hypervisor` and what stands on it or beside it, nobody else.
 """
 
 import contextlib
@@ -118,24 +118,6 @@ def volumes_of(pool, name):
 def marked(pool, cluster):
     """The names of machines of which a pool has volumes with this cluster's mark; as far as libvirt knows."""
     return {name for volume in pool.listVolumes() if (name := xml.machine_of(volume, cluster))}
-
-
-def delete_marked(host, connection, config, name):
-    """
-    Delete the volumes of a machine that bear this cluster's mark.
-
-    :raises ProviderError: a domain uses one of them, whosever it is
-    """
-    with asking(host, connection, f"can't remove what is left of {name}"):
-        pool = connection.storagePoolLookupByName(config.disk_pool)
-        left = [volume for volume in volumes_of(pool, name) if xml.machine_of(volume.name(), config.cluster)]
-        used = {domain.name(): domain.XMLDesc() for domain in connection.listAllDomains()} if left else {}
-        for volume in left:
-            for other, description in used.items():
-                if volume.path() in description:
-                    raise ProviderError(f"{host}: domain {other} uses {volume.path()}, though there is no {name}")
-        for volume in left:
-            or_none(volume.delete, libvirt.VIR_ERR_NO_STORAGE_VOL)
 
 
 def refresh(pool):
