@@ -175,7 +175,7 @@ class Machine:
     cpus: int
     address: str
     image: str
-    image_written: float  # seconds since the epoch, as of the making
+    image_written: float  # seconds since the epoch, as of the making; 0 where its disk does not build on the image
     uuid: str
 
 

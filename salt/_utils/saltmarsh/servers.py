@@ -215,6 +215,7 @@ class Servers:
             cpus=flavor.get("vcpus") or 0,
             address=metadata.get(ADDRESS, ""),
             image=metadata.get(IMAGE, ""),
+            image_written=0.0,
             uuid=server.id,
             size=flavor.get("original_name") or flavor.get("id") or "",
             public_address=floating[0] if floating else "",

@@ -90,8 +90,7 @@ def recover(controller, operation):
     pool = controller.site.pool(operation.pool)
     nodes = [node for node in controller.ledger.nodes(operation.nodes) if node.operation == operation.id]
     draining = {node.name for node in nodes if node.state is State.DRAINING}
-    # Slurm would have nothing of it.
-    given_up = {name for name, node in _in_slurm(controller, draining) if pool.on_demand and node.given_up}
+    given_up = _given_up(controller, pool, draining)
     _give_back(controller, operation, draining - given_up)
     halfway = {node.name: node.reason for node in nodes if node.state is State.DESTROYING or node.name in given_up}
     stuck = remove(controller, pool, operation, halfway) if halfway else {}
@@ -145,8 +144,10 @@ def _choose(controller, what, pool):
     return tuple(node.name for node in order[:what])
 
 
-def _in_slurm(controller, names):
-    return controller.slurm.nodes(names).items() if names else ()
+def _given_up(controller, pool, names):
+    """Nodes that can't go back to work: Slurm has given them up, and would have nothing of it."""
+    known = controller.slurm.nodes(names) if names and pool.on_demand else {}
+    return {name for name, node in known.items() if node.given_up}
 
 
 def _refuse_jobs_asleep(controller, names):
@@ -193,15 +194,18 @@ def _before(controller, operation, name):
 
 def _give_up(controller, operation, names, err):
     """
-    What is still draining goes back to work; what is being destroyed is left to whoever takes the operation over.
+    What is still draining goes back to work, if Slurm wants it; what is being destroyed is left to whoever takes the
+    operation over.
 
     :raises OperationFailed: in place of the error, if that is an interruption or something is left
     """
     ledger = controller.ledger
     interrupted = isinstance(err, (KeyboardInterrupt, SystemExit))
     why = "interrupted" if interrupted else str(err) or repr(err)
+    draining = {node.name for node in ledger.nodes(names, states={State.DRAINING})}
     try:
-        _give_back(controller, operation, {node.name for node in ledger.nodes(names, states={State.DRAINING})})
+        given_up = _given_up(controller, controller.site.pool(operation.pool), draining)
+        _give_back(controller, operation, draining - given_up)
     except SaltmarshError as trouble:
         log.warning("shrink %s: nodes can't go back to work yet: %s", operation.id, trouble)
     left = nodeset(node.name for node in ledger.nodes(names, states={State.DRAINING, State.DESTROYING}))
