@@ -7,11 +7,20 @@ from contextlib import contextmanager
 
 import pytest
 from elastic import ask_ledger, elastic, have, must, slurm_node
-from jobs import assert_unbroken, cancel, counted, job, state_of, submit_counter, wait_counts
+from jobs import (
+    assert_unbroken,
+    cancel,
+    counted,
+    job,
+    state_of,
+    submit_counter,
+    submit_ping_pong,
+    wait_counts,
+)
 from saltcloud import wait_for
 
 BOOT = 900  # seconds
-NODE = "vn001"
+NODE, SECOND = "vn001", "vn002"
 SOON = 90
 
 
@@ -228,3 +237,47 @@ def killed(lab):
     """Why the node was killed; empty if it was not."""
     killed = "killed, because it could not be suspended: %"
     return ask_ledger(lab, f"SELECT reason FROM history WHERE name = '{NODE}' AND reason LIKE '{killed}'")[0]
+
+
+# A parallel job, whose nodes are on both hosts.
+
+
+@pytest.fixture(scope="module")
+def parallel(lab, backfill):
+    """A job of two ranks that talk to each other, one on each host."""
+    with without(lab, node_host(lab)):
+        must(lab, "backfill", "start", "pool=virtual", "target=2")
+        wait_for(lambda: node_state(lab, SECOND) == "ready", BOOT, f"{SECOND} is ready")
+    assert node_host(lab) == other(node_host(lab, SECOND))
+    return submit_ping_pong(lab, [NODE, SECOND])
+
+
+def both_go_on(lab, number):
+    """The ranks talk again, and nothing was missed."""
+    wait_for(lambda: node_host(lab) and node_host(lab, SECOND), SOON, "both are back")
+    for rank in (0, 1):
+        wait_counts(lab, f"{number}.{rank}", 3, SOON)
+        assert_unbroken(counted(lab, f"{number}.{rank}"))
+    assert job(lab, number)["restart_cnt"] == 0
+    wait_for(lambda: node_state(lab) == node_state(lab, SECOND) == "ready", SOON, "the ledger has caught up")
+
+
+def test_an_urgent_job_that_needs_all_hosts_gets_them_and_a_parallel_job_goes_on_afterwards(lab, parallel):
+    number = urgent(lab, "--nodes=2", "--exclusive")
+    wait_job(lab, number, "RUNNING")
+    assert node_host(lab) is node_host(lab, SECOND) is None
+    assert state_of(lab, parallel) == "SUSPENDED"
+    written = max(saved_at(lab), saved_at(lab, SECOND))
+    assert int(written) <= job(lab, number)["start_time"]["number"] <= written + 3
+    wait_job(lab, number, "COMPLETED")
+    both_go_on(lab, parallel)
+
+
+def test_the_nodes_of_a_parallel_job_step_aside_together_and_come_back_together(lab, parallel):
+    host = node_host(lab)
+    number = urgent(lab, f"--nodelist={host}", "--exclusive", seconds=300)
+    wait_job(lab, number, "RUNNING")
+    both_go_on(lab, parallel)
+    assert node_host(lab) == node_host(lab, SECOND) == other(host)
+    assert state_of(lab, number) == "RUNNING"
+    cancel(lab, number)
