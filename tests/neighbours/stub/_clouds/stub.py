@@ -56,11 +56,15 @@ def create(vm_):
         )
     machine = {"name": name, "host": host, "address": vm_["address"], "image": vm_["image"], "pub_key": vm_["pub_key"]}
     machine |= {key: vm_[key] for key in ("tunnel",) if key in vm_}
+    # One process that is killed leaves all of it or nothing, of two at once one succeeds.
+    fresh = _store() / f".{name}.{os.getpid()}"
+    fresh.write_text(json.dumps(machine))
     try:
-        with (_store() / "machines" / name).open("x") as file:
-            json.dump(machine, file)
+        os.link(fresh, _store() / "machines" / name)
     except FileExistsError as err:
         raise SaltCloudExecutionFailure(f"{host} already has a domain {name}") from err
+    finally:
+        fresh.unlink()
     _show("created", name)
     return machine
 
