@@ -103,6 +103,7 @@ there, accepted = selectors.DefaultSelector(), []
 for kind, port in (each.split("/") for each in sys.argv[2:]):
     with contextlib.suppress(OSError):
         new = socket.socket(socket.AF_INET, kinds[kind])
+        new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == "tcp")  # a slurmctld was there a moment ago
         new.bind((sys.argv[1], int(port)))
         if kind == "tcp":
             new.listen()
