@@ -258,6 +258,9 @@ def _on_demand(snapshot, pool, free):
     for node in startable[max(0, room) :]:
         why = f"pool {pool.name} does not grow" if stopped else f"pool {pool.name} has all the nodes that it may have"
         yield Finding(node.name, f"Slurm would start it, but {why}", Repair.PARK, pool.name)
+    for node in startable[: max(0, room)]:
+        if node.passed_over:
+            yield Finding(node.name, "Slurm may pass it over, as one that does not answer", Repair.OFFER, pool.name)
     for node in parked[: max(0, room - len(startable))]:
         yield Finding(node.name, f"pool {pool.name} is on demand, but Slurm may not start it", Repair.OFFER, pool.name)
 

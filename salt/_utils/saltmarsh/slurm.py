@@ -40,6 +40,7 @@ GROWING = "elastic.grow"  # also what an idle node says until its first job
 # 4000 literal addresses are 64 KB; one argument may have 128 KB (MAX_ARG_STRLEN, execve(2)).
 _NODES_PER_REQUEST = 4000
 _POLL = 0.25
+_OFFER_SECONDS = 60  # SuspendTimeout, and slurmctld looks at what to power down now and then
 _RECONFIGURE = 60  # seconds until a new slurmctld process has read the state of a large cluster
 _BASE_STATES = frozenset({"UNKNOWN", "DOWN", "IDLE", "ALLOCATED", "ERROR", "MIXED", "FUTURE"})
 _LEAVING = frozenset({"POWER_DOWN", "POWERING_DOWN", "POWERED_DOWN"})
@@ -69,6 +70,11 @@ class SlurmNode:
     def startable(self):
         """Slurm takes the node for one that it may start for a job (ResumeProgram)."""
         return "POWERED_DOWN" in self.states and "DOWN" not in self.states
+
+    @property
+    def passed_over(self):
+        """Slurm may start the node, but not once slurmctld has restarted or read its configuration anew (measured)."""
+        return self.startable and "NOT_RESPONDING" in self.states
 
     @property
     def wanted(self):
@@ -199,11 +205,23 @@ def offer(names):
     """
     Let Slurm start nodes by itself that are not there; others stay as they are.
 
+    A node that has only been resumed is one that does not respond, in Slurm's eyes: it would be passed over as soon as
+    slurmctld restarts or reads its configuration anew (measured). So it is powered down as well, and this returns when
+    slurmctld has done so, ``SuspendTimeout`` later.
+
     :param names: nodes of pools
+    :raises SlurmError: also if slurmctld does not come to it
     """
-    absent = tuple(name for name, node in nodes(names).items() if node.absent)
-    for chunk in _chunks(absent):
+    for chunk in _chunks(tuple(name for name, node in nodes(names).items() if node.absent)):
         _update_nodes(chunk, state="RESUME")
+    offered = tuple(name for name, node in nodes(names).items() if node.passed_over)
+    for chunk in _chunks(offered):
+        _update_nodes(chunk, state="POWER_DOWN")
+    end = time.monotonic() + _OFFER_SECONDS
+    while late := [node for node in nodes(offered).values() if node.passed_over or "POWERING_DOWN" in node.states]:
+        if time.monotonic() >= end:
+            raise SlurmError(f"Slurm does not power nodes down within {_OFFER_SECONDS} s: it has {_listed(late)}")
+        time.sleep(_POLL)
 
 
 def expect(addresses):

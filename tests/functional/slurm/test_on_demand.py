@@ -134,6 +134,23 @@ def test_a_job_brings_its_node_which_goes_when_it_has_been_idle(cluster, control
     served(cluster, cluster.submit("-w", name))
 
 
+def test_nodes_that_were_offered_come_after_a_reconfigure_and_a_restart_as_well(cluster, controller, engine):
+    cluster.run("scontrol", "reconfigure")
+    served(cluster, cluster.submit())
+    cluster.stop_slurmctld()
+    cluster.start_slurmctld()
+    served(cluster, cluster.submit("-N", "2"), 40)
+
+
+def test_nodes_that_slurm_would_pass_over_are_offered_anew(cluster, controller):
+    slurm.park(NAMES)
+    cluster.run("scontrol", "update", f"nodename={','.join(NAMES)}", "state=RESUME")
+    assert all(node.passed_over for node in slurm.nodes(NAMES).values())
+    reconcile(controller)
+    assert startable() == set(NAMES)
+    assert not any(node.passed_over for node in slurm.nodes(NAMES).values())
+
+
 def test_all_nodes_of_a_parallel_job_come(cluster, controller, engine):
     assert len(served(cluster, cluster.submit("-N", "3"))) == 3
     assert len(ledger(controller)) == 3
