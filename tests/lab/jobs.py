@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from saltcloud import wait_for
 
 # Counts once a second into a file on NFS that it keeps open, in one process: its PID tells if it is still the same.
+# Left alone, the client may keep what is written to itself for 30 seconds.
 _COUNTER = """#!/bin/bash
 exec > /shared/$SLURM_JOB_ID.counted
 exec {never}<> <(:)
 while :; do
     read -r boot < /proc/sys/kernel/random/boot_id
     printf '%d %d %s %(%s)T\\n' $((count += 1)) $$ "$boot" -1
+    sync /shared/$SLURM_JOB_ID.counted
     read -rt 1 -u $never
 done
 """
@@ -39,6 +41,7 @@ while True:
         print(count + 1, file=file, flush=True)
     count = int(file.readline())
     print(count, os.getpid(), boot, int(time.time()), file=out)
+    os.fsync(out.fileno())
     time.sleep(0.5)
     if first:
         print(count, file=file, flush=True)

@@ -30,7 +30,7 @@ def traces(lab, name):
 def ask(lab, name, command, patience=50):
     """What a command on a machine says, through its minion; nothing if the minion doesn't answer within the seconds."""
     salt = ("salt", "--out=json", "--static", f"--timeout={patience}")
-    done = lab.exec("ctl", *salt, name, "cmd.run", command, check=False, timeout=2 * patience)
+    done = lab.exec("ctl", *salt, name, "cmd.run", command, check=False, timeout=120)
     return json.loads(done.stdout).get(name) if done.returncode == 0 else None
 
 
