@@ -30,11 +30,10 @@ class VmStates:
 
     Its faults are set by ``provider.fail(function, name, why)``, where ``function`` is one of its own (or ``saved`` and
     ``restored``: it fails afterwards; ``half-saved``: an incomplete file is left; ``died``: the machine dies while it
-    is written), ``gate`` (what is wrong with a node), ``gateless`` (it lacks
-    the gate's programs), ``hanging`` (its jobs don't stop), ``processes`` (the ids of jobs
-    that have ended and still have processes), or ``immortal`` (those don't end). ``choose_host`` and ``check_target``
-    fail by the name of a host, ``restore`` by the machine's and the host's. ``calls`` has the names of its functions
-    that were called, each with the machine's.
+    is written), ``gate`` (what is wrong with a node), ``gateless`` (it lacks the gate's programs), ``hanging`` (its
+    jobs don't stop), ``processes`` (the ids of jobs that have ended and still have processes), or ``immortal`` (those
+    don't end). ``choose_host`` and ``check_target`` fail by the name of a host, ``restore`` by the machine's and the
+    host's. ``calls`` has the names of its functions that were called, each with the machine's.
     """
 
     gives_back = True
