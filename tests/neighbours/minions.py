@@ -28,7 +28,7 @@ class Minions:
         """As saltmarsh.minions.Minions.answering; who does not answer is not waited for."""
         return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout))
 
-    def call(self, names, function, *args, timeout, stop=None):
+    def call(self, names, function, *args, timeout, over=None):
         """As saltmarsh.minions.Minions.call; who does not answer is not waited for."""
         names = frozenset(names)
         self.calls.append((function, names))

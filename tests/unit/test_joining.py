@@ -6,7 +6,7 @@ import pytest
 from views import states
 
 from saltmarsh import joining
-from saltmarsh.joining import Joiner, join
+from saltmarsh.joining import Boot, Joiner, join
 from saltmarsh.model import State
 
 NODES = ["osg1", "osg2", "osg3"]
@@ -35,6 +35,11 @@ def joiner(controller):
 def finish(joiner):
     """Wait until all that a joiner was told to do is done."""
     joiner._pool.shutdown()
+
+
+def batch(operation):
+    """The nodes of a grow, to be joined together."""
+    return {Boot(name, operation.id) for name in NODES}
 
 
 def functions(minions):
@@ -130,7 +135,7 @@ def test_a_node_is_not_joined_twice_at_a_time(controller, minions, slurm, operat
 
 def test_a_node_with_other_modules_is_synchronised_first(controller, minions, operation):
     minions.outdated.add("osg2")
-    join(controller, NODES, threading.Event())
+    join(controller, batch(operation), threading.Event())
     assert minions.calls[1:] == [("saltutil.sync_all", {"osg2"}), ("state.highstate", frozenset(NODES))]
     assert set(states(controller).values()) == {State.READY}
 
@@ -138,7 +143,7 @@ def test_a_node_with_other_modules_is_synchronised_first(controller, minions, op
 def test_each_node_is_judged_by_itself(controller, minions, operation):
     minions.answers["osg1"] = ["Rendering SLS 'base:munge' failed: no key"]
     minions.hanging.add("osg2")
-    join(controller, NODES, threading.Event())
+    join(controller, batch(operation), threading.Event())
     assert {node.name: (node.state, node.reason) for node in controller.ledger.nodes()} == {
         "osg1": (State.FAILED, "highstate failed: Rendering SLS 'base:munge' failed: no key"),
         "osg2": (State.FAILED, "its minion did not answer, while it applied its states, for 300 s"),
@@ -149,7 +154,7 @@ def test_each_node_is_judged_by_itself(controller, minions, operation):
 def test_a_node_is_ready_only_when_its_slurmd_has_registered(controller, minions, slurm, operation):
     minions.without_slurmd.update(["osg1", "osg2"])
     slurm.forget("osg2")
-    join(controller, NODES, threading.Event())
+    join(controller, batch(operation), threading.Event())
     assert {node.name: (node.state, node.reason) for node in controller.ledger.nodes()} == {
         "osg1": (State.FAILED, "slurmd did not register in 0.2 s: Slurm has it DOWN+CLOUD+POWERED_DOWN"),
         "osg2": (State.FAILED, "slurmd did not register in 0.2 s: Slurm does not know it"),
@@ -163,8 +168,39 @@ def test_a_node_that_was_given_up_meanwhile_is_left_alone(controller, minions, s
         controller.ledger.move(operation, ["osg2"], State.DESTROYING)
 
     slurm.before["nodes"] = give_up
-    join(controller, NODES, threading.Event())
+    join(controller, batch(operation), threading.Event())
     assert states(controller) == {"osg1": State.READY, "osg2": State.DESTROYING, "osg3": State.READY}
+
+
+def test_a_name_that_was_given_up_and_grown_anew_is_joined_while_the_machine_before_it_is_still_waited_for(
+    controller, minions, provider, operation, joiner, monkeypatch
+):
+    under_way, go_on = threading.Event(), threading.Event()
+    answer = minions.call
+
+    def call(names, function, *args, timeout, over=None):
+        if function == "state.highstate" and not under_way.is_set():
+            under_way.set()
+            go_on.wait()
+            assert over()
+            return iter(())
+        return answer(names, function, *args, timeout=timeout, over=over)
+
+    monkeypatch.setattr(minions, "call", call)
+    joiner.started(NODES)
+    under_way.wait()
+    controller.ledger.move(operation, NODES, State.DESTROYING)
+    controller.ledger.move(operation, NODES, State.FREE)
+    controller.ledger.finish(operation, "interrupted")
+    anew, _ = controller.ledger.claim("grow", controller.site.pool("osg"), names=NODES)
+    controller.ledger.move(anew, NODES, State.CREATING)
+    controller.ledger.move(anew, NODES, State.BOOTING, host="hv1")
+    joiner.look()
+    while set(states(controller).values()) != {State.READY}:
+        assert State.FAILED not in states(controller).values()
+    go_on.set()
+    finish(joiner)
+    assert set(states(controller).values()) == {State.READY}
 
 
 def test_a_batch_that_fails_as_a_whole_is_told_and_tried_again(controller, slurm, operation, joiner, caplog):

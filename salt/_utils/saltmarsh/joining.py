@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from saltmarsh import library
@@ -56,6 +57,14 @@ def joiner(controller):
         yield None
 
 
+@dataclass(frozen=True)
+class Boot:
+    """A node that is booting, for the operation that has made it: given up and grown anew, a name is another node."""
+
+    name: str
+    operation: int
+
+
 class Joiner:
     """
     Joins nodes in batches, each in its own thread.
@@ -76,9 +85,8 @@ class Joiner:
 
         :param names: the nodes; it need not be true
         """
-        booting = {node.name for node in self._controller.ledger.nodes(names, states={State.BOOTING})}
         with self._lock:
-            batch = booting - self._busy
+            batch = _booting(self._controller, names) - self._busy
             self._busy |= batch
         if batch:
             self._pool.submit(self._join, batch)
@@ -86,7 +94,7 @@ class Joiner:
     def look(self):
         """Begin to join the nodes that are booting and answer, event or not; returns at once."""
         with self._lock:
-            waiting = {node.name for node in self._controller.ledger.nodes(states={State.BOOTING})} - self._busy
+            waiting = {boot.name for boot in _booting(self._controller) - self._busy}
         if waiting:
             self._pool.submit(self._look_for, waiting)
 
@@ -101,11 +109,11 @@ class Joiner:
             if not self._stop.is_set():
                 self.started(answering)
 
-    def _join(self, names):
-        with _heard("joining", names):
-            join(self._controller, names, self._stop)
+    def _join(self, batch):
+        with _heard("joining", {boot.name for boot in batch}):
+            join(self._controller, batch, self._stop)
         with self._lock:
-            self._busy -= names
+            self._busy -= batch
 
 
 @contextmanager
@@ -117,62 +125,89 @@ def _heard(doing, names):
         log.exception("%s %s failed", doing, nodeset(names))
 
 
-def join(controller, names, stop):
+def _booting(controller, names=None):
+    return {Boot(node.name, node.operation) for node in controller.ledger.nodes(names, states={State.BOOTING})}
+
+
+def join(controller, batch, stop):
     """
     Join nodes that are booting; those that do not answer yet are left as they are, those that fail become failed.
 
     :param Controller controller: what to act through
-    :param names: the nodes
+    :param set[Boot] batch: the nodes
     :param threading.Event stop: when set, nothing more is waited for: nodes are left as they are
     """
-    wanted = library.digest()
-    replies = controller.minions.call(names, "grains.get", library.GRAIN, timeout=PING_SECONDS)
-    libraries = {reply.minion: reply.value for reply in replies}
-    answering = libraries.keys()
-    _note(controller, answering, State.BOOTING, ANSWERS)
-    if not answering:
-        return
-    if stale := {name for name, has in libraries.items() if has != wanted}:
-        list(controller.minions.call(stale, "saltutil.sync_all", "base", timeout=HIGHSTATE_SECONDS, stop=stop))
-    configured = set()
-    silent = set(answering)
-    for reply in controller.minions.call(answering, "state.highstate", timeout=HIGHSTATE_SECONDS, stop=stop):
-        silent.discard(reply.minion)
-        if reply.ok:
-            configured.add(reply.minion)
-            _note(controller, {reply.minion}, State.BOOTING, CONFIGURED)
-        else:
-            _note(controller, {reply.minion}, State.FAILED, f"highstate failed: {failures(reply.value)}")
-    if not stop.is_set():
-        _note(controller, silent, State.FAILED, f"{_SILENT} for {HIGHSTATE_SECONDS} s")
-    _wait_registered(controller, configured, stop)
+    _Batch(controller, batch, stop).join()
 
 
-def _wait_registered(controller, names, stop):
-    deadline = time.monotonic() + REGISTER_SECONDS
-    waiting = set(names)
-    while waiting and not stop.is_set():
-        known = controller.slurm.nodes(waiting)
-        registered = {name for name, node in known.items() if node.registered}
-        _note(controller, registered, State.READY, "Slurm has it")
-        waiting -= registered
-        if waiting and time.monotonic() > deadline:
-            for name in waiting:
-                seen = f"Slurm has it {known[name].state}" if name in known else "Slurm does not know it"
-                _note(controller, {name}, State.FAILED, f"slurmd did not register in {REGISTER_SECONDS} s: {seen}")
-            return
-        if waiting:
-            stop.wait(_POLL)
+class _Batch:
+    """Nodes that are joined together."""
 
+    def __init__(self, controller, batch, stop):
+        self._controller = controller
+        self._batch = batch
+        self._names = {boot.name for boot in batch}
+        self._stop = stop
 
-def _note(controller, names, state, reason):
-    """Write down how far nodes have come; those that were given up in the meantime are left out."""
-    by_operation = defaultdict(set)
-    for node in controller.ledger.nodes(names, states={State.BOOTING}):
-        by_operation[node.operation].add(node.name)
-    running = {operation.id: operation for operation in controller.ledger.operations()}
-    for number, members in by_operation.items():
-        try:
-            controller.ledger.move(running[number], members, state, reason=reason)
-        except (KeyError, SaltmarshError) as err:
-            log.warning("%s: %s: not noted: %s", ", ".join(sorted(members)), reason, err)
+    def join(self):
+        wanted = library.digest()
+        replies = self._call(self._names, "grains.get", library.GRAIN, timeout=PING_SECONDS)
+        libraries = {reply.minion: reply.value for reply in replies}
+        answering = libraries.keys()
+        self._note(answering, State.BOOTING, ANSWERS)
+        if stale := {name for name, has in libraries.items() if has != wanted}:
+            list(self._call(stale, "saltutil.sync_all", "base", timeout=HIGHSTATE_SECONDS))
+        configured = self._configure(answering)
+        self._wait_registered(configured)
+
+    def _configure(self, names):
+        """Apply their states; the nodes where that went well."""
+        configured, silent = set(), set(names)
+        for reply in self._call(names, "state.highstate", timeout=HIGHSTATE_SECONDS):
+            silent.discard(reply.minion)
+            if reply.ok:
+                configured.add(reply.minion)
+                self._note({reply.minion}, State.BOOTING, CONFIGURED)
+            else:
+                self._note({reply.minion}, State.FAILED, f"highstate failed: {failures(reply.value)}")
+        if not self._stop.is_set():
+            self._note(silent, State.FAILED, f"{_SILENT} for {HIGHSTATE_SECONDS} s")
+        return configured
+
+    def _call(self, names, function, *args, timeout):
+        """Call a function on minions, for as long as somebody still wants one of the nodes."""
+        if not names or self._is_over():
+            return ()
+        return self._controller.minions.call(names, function, *args, timeout=timeout, over=self._is_over)
+
+    def _is_over(self):
+        return self._stop.is_set() or not self._batch & _booting(self._controller, self._names)
+
+    def _wait_registered(self, names):
+        deadline = time.monotonic() + REGISTER_SECONDS
+        waiting = set(names)
+        while waiting and not self._is_over():
+            known = self._controller.slurm.nodes(waiting)
+            registered = {name for name, node in known.items() if node.registered}
+            self._note(registered, State.READY, "Slurm has it")
+            waiting -= registered
+            if waiting and time.monotonic() > deadline:
+                for name in waiting:
+                    seen = f"Slurm has it {known[name].state}" if name in known else "Slurm does not know it"
+                    self._note({name}, State.FAILED, f"slurmd did not register in {REGISTER_SECONDS} s: {seen}")
+                return
+            if waiting:
+                self._stop.wait(_POLL)
+
+    def _note(self, names, state, reason):
+        """Write down how far nodes have come; those that were given up in the meantime are left out."""
+        ledger = self._controller.ledger
+        by_operation = defaultdict(set)
+        for boot in self._batch & _booting(self._controller, names):
+            by_operation[boot.operation].add(boot.name)
+        running = {operation.id: operation for operation in ledger.operations()}
+        for number, members in by_operation.items():
+            try:
+                ledger.move(running[number], members, state, reason=reason)
+            except (KeyError, SaltmarshError) as err:
+                log.warning("%s: %s: not noted: %s", ", ".join(sorted(members)), reason, err)

@@ -38,7 +38,7 @@ class Minions:
         """
         return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout))
 
-    def call(self, names, function, *args, timeout, stop=None):
+    def call(self, names, function, *args, timeout, over=None):
         """
         Call an execution function on minions, all at once.
 
@@ -49,7 +49,7 @@ class Minions:
         :param str function: for example ``state.highstate``
         :param args: its arguments
         :param float timeout: seconds until minions that have not answered are given up
-        :param threading.Event stop: when set, they are given up within a second
+        :param over: asked every second; when it returns true, they are given up
         :returns: an iterator over the replies, as they come; a minion that does not answer in time is not in it
         :rtype: Iterator[Reply]
         """
@@ -58,7 +58,12 @@ class Minions:
             job = client.run_job(sorted(names), function, args, tgt_type="list", timeout=timeout, listen=True)
             waiting = set(job.get("minions", ()))
             returns = f"salt/job/{job['jid']}/ret/" if waiting else None
-            while waiting and (left := deadline - time.monotonic()) > 0 and not (stop and stop.is_set()):
+            look_at = time.monotonic() + 1
+            while waiting and (left := deadline - time.monotonic()) > 0:
+                if over and time.monotonic() >= look_at:
+                    if over():
+                        return
+                    look_at = time.monotonic() + 1
                 event = client.event.get_event(wait=min(left, 1), tag=returns, match_type="startswith", full=True)
                 if event is None:
                     continue
