@@ -1,6 +1,7 @@
 """From a machine that has booted to a node that Slurm uses; events only say where to look."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from views import states
@@ -72,6 +73,45 @@ def test_without_an_event_nodes_are_found_by_looking(controller, minions, operat
     joiner.look()
     while states(controller)["osg2"] is not State.READY:
         assert State.FAILED not in states(controller).values()
+
+
+@pytest.fixture
+def asked(minions, monkeypatch):
+    """Who was asked for an answer, and with how many seconds for it; nobody gives one, and the seconds are over when
+    the semaphore is released."""
+    made = SimpleNamespace(calls=[], over=threading.Semaphore(0))
+
+    def answering(names, timeout):
+        made.calls.append((set(names), timeout))
+        made.over.acquire()
+        return frozenset()
+
+    monkeypatch.setattr(minions, "answering", answering)
+    return made
+
+
+def test_a_slow_machine_is_given_more_time_at_each_try_and_is_asked_nothing_meanwhile(operation, joiner, asked):
+    for tries in range(1, 6):
+        while len(asked.calls) < tries:
+            joiner.look()
+        joiner.look()
+        asked.over.release()
+    finish(joiner)
+    assert asked.calls == [(set(NODES), timeout) for timeout in (5, 10, 20, 40, 40)]
+
+
+def test_a_machine_that_has_just_come_does_not_wait_for_slow_ones(controller, operation, joiner, asked):
+    joiner.look()
+    asked.over.release()
+    later, _ = controller.ledger.claim("grow", controller.site.pool("osg"), names=["osg4"])
+    controller.ledger.move(later, ["osg4"], State.CREATING)
+    controller.ledger.move(later, ["osg4"], State.BOOTING, host="hv1")
+    while len(asked.calls) < 3:
+        joiner.look()
+    asked.over.release(2)
+    finish(joiner)
+    assert asked.calls[0] == (set(NODES), 5)
+    assert sorted(asked.calls[1:], key=lambda call: call[1]) == [({"osg4"}, 5), (set(NODES), 10)]
 
 
 FORGED = {

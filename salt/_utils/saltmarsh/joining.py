@@ -8,7 +8,7 @@ import fcntl
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from saltmarsh.model import State, nodeset
 log = logging.getLogger(__name__)
 
 PING_SECONDS = 5
+PATIENT_SECONDS = 40
 HIGHSTATE_SECONDS = 300
 REGISTER_SECONDS = 60
 _BATCHES = 8
@@ -69,6 +70,9 @@ class Joiner:
     """
     Joins nodes in batches, each in its own thread.
 
+    One that is slow to answer is given twice the time at the next try, and is asked nothing else meanwhile: each
+    question is a process on it, and as many as would come until it answers need more memory than a small one has.
+
     :param Controller controller: what to act through
     """
 
@@ -76,6 +80,8 @@ class Joiner:
         self._controller = controller
         self._pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="join")
         self._busy = set()
+        self._asked = set()
+        self._tries = Counter()
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -94,26 +100,42 @@ class Joiner:
     def look(self):
         """Begin to join the nodes that are booting and answer, event or not; returns at once."""
         with self._lock:
-            waiting = {boot.name for boot in _booting(self._controller) - self._busy}
-        if waiting:
-            self._pool.submit(self._look_for, waiting)
+            booting = _booting(self._controller)
+            self._tries = Counter({boot: tries for boot, tries in self._tries.items() if boot in booting})
+            waiting = booting - self._busy - self._asked
+            self._asked |= waiting
+        for patience in {self._patience({boot}) for boot in waiting}:
+            self._pool.submit(self._look_for, {boot for boot in waiting if self._patience({boot}) == patience})
 
     def close(self):
         """Begin nothing more, and wait for no more answers; returns when the batches under way have ended."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _look_for(self, names):
+    def _look_for(self, batch):
+        names = {boot.name for boot in batch}
         with _heard("looking for", names):
-            answering = self._controller.minions.answering(names, PING_SECONDS)
+            answering = self._controller.minions.answering(names, self._tried(batch))
             if not self._stop.is_set():
                 self.started(answering)
+        with self._lock:
+            self._asked -= batch
 
     def _join(self, batch):
         with _heard("joining", {boot.name for boot in batch}):
-            join(self._controller, batch, self._stop)
+            join(self._controller, batch, self._stop, self._tried(batch))
         with self._lock:
             self._busy -= batch
+
+    def _tried(self, batch):
+        """Seconds for the next try."""
+        patience = self._patience(batch)
+        with self._lock:
+            self._tries.update(batch)
+        return patience
+
+    def _patience(self, batch):
+        return min(PING_SECONDS * 2 ** max(self._tries[boot] for boot in batch), PATIENT_SECONDS)
 
 
 @contextmanager
@@ -129,15 +151,16 @@ def _booting(controller, names=None):
     return {Boot(node.name, node.operation) for node in controller.ledger.nodes(names, states={State.BOOTING})}
 
 
-def join(controller, batch, stop):
+def join(controller, batch, stop, patience=PING_SECONDS):
     """
     Join nodes that are booting; those that do not answer yet are left as they are, those that fail become failed.
 
     :param Controller controller: what to act through
     :param set[Boot] batch: the nodes
     :param threading.Event stop: when set, nothing more is waited for: nodes are left as they are
+    :param float patience: seconds until one that does not answer is left as it is
     """
-    _Batch(controller, batch, stop).join()
+    _Batch(controller, batch, stop).join(patience)
 
 
 class _Batch:
@@ -149,9 +172,9 @@ class _Batch:
         self._names = {boot.name for boot in batch}
         self._stop = stop
 
-    def join(self):
+    def join(self, patience):
         wanted = library.digest()
-        replies = self._call(self._names, "grains.get", library.GRAIN, timeout=PING_SECONDS)
+        replies = self._call(self._names, "grains.get", library.GRAIN, timeout=patience)
         libraries = {reply.minion: reply.value for reply in replies}
         answering = libraries.keys()
         self._note(answering, State.BOOTING, ANSWERS)
