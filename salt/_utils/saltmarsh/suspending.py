@@ -128,6 +128,7 @@ class Leaving:
         self._suspensions = dict.fromkeys(self._nodes, suspension)
         self._urgent = urgent
         self._say = say
+        self._jobs = ()  # that held a node when it had been drained
         self._seconds = Seconds()
         self._machines = {name: controller.vmstates_of(name) for name in self._nodes}
 
@@ -142,8 +143,9 @@ class Leaving:
                 self._mark(name, drained=drained)
             first = self._suspensions[names[0]]
             slurm.drain(names, standin.reason(first.by, first.at, first.why))
-            self._wait_settled()
-            together, _, _ = expand(names, slurm.jobs())
+            jobs = self._settled_jobs()
+            self._jobs = self._ours(jobs)
+            together, _, _ = expand(names, jobs)
             return self._nodes.keys() >= set(together)
 
     def carry_out(self):
@@ -199,32 +201,36 @@ class Leaving:
         became = "; ".join(fold_words(troubles)) or f"{nodeset(self._nodes)} and all jobs go on"
         raise OperationFailed(f"{why}; {became}") from err
 
-    def _wait_settled(self):
-        """Until no job of the nodes is just beginning or ending: those can't be stopped."""
+    def _settled_jobs(self):
+        """All jobs, once none of the nodes' is just beginning or ending: those can't be stopped."""
         deadline = time.monotonic() + STOP_SECONDS
-        while moving := [
-            job for job in self._controller.slurm.jobs(self._nodes) if {"COMPLETING", "CONFIGURING"} & job.states
-        ]:
+        while True:
+            jobs = self._controller.slurm.jobs()
+            moving = [job for job in self._ours(jobs) if {"COMPLETING", "CONFIGURING"} & job.states]
+            if not moving:
+                return jobs
             if time.monotonic() > deadline:
                 words = ", ".join(f"{job.handle} {'+'.join(sorted(job.states))}" for job in moving)
                 raise Conflict(f"{nodeset(self._nodes)}: jobs neither run nor end: {words}")
             time.sleep(_POLL)
 
+    def _ours(self, jobs):
+        return [job for job in jobs if any(name in job.nodes for name in self._nodes)]
+
     def stop_jobs(self):
-        """Stop the nodes' jobs, and wait until no process of theirs runs; returns what each node is marked with."""
+        """After the drain: stop the nodes' jobs until no process of theirs runs; returns what each node is marked with."""
         with self._seconds.of("stop"):
             self._stop_jobs()
         return self._suspensions
 
     def _stop_jobs(self):
-        slurm = self._controller.slurm
-        running = [job for job in slurm.jobs(self._nodes) if "RUNNING" in job.states]
+        running = [job for job in self._jobs if "RUNNING" in job.states]
         for name in self._nodes:
             self._mark(name, jobs=tuple(sorted({job.handle for job in running if name in job.nodes})))
         if not running:
             return
         self._note(f"stopping jobs {', '.join(sorted({job.handle for job in running}))}")
-        slurm.suspend_jobs(sorted({job.handle for job in running}))
+        self._controller.slurm.suspend_jobs(sorted({job.handle for job in running}))
         ids = {name: [job.id for job in running if name in job.nodes] for name in self._nodes}
         self._each(lambda name, node: Guest(self._controller, node).wait_stopped(ids[name], STOP_SECONDS))
 
