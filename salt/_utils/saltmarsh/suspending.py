@@ -218,7 +218,7 @@ class Leaving:
         return [job for job in jobs if any(name in job.nodes for name in self._nodes)]
 
     def stop_jobs(self):
-        """After the drain: stop the nodes' jobs until no process of theirs runs; returns what each node is marked with."""
+        """After the drain: stop the nodes' jobs until no process of theirs runs; returns the marks by node."""
         with self._seconds.of("stop"):
             self._stop_jobs()
         return self._suspensions
