@@ -8,7 +8,8 @@ from dataclasses import replace
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from saltmarsh.errors import SlurmError, Unreachable
-from saltmarsh.slurm import GROWING, NOT_GROWN, SlurmJob, SlurmNode
+from saltmarsh.slurm import GROWING, NOT_GROWN
+from saltmarsh.slurmtypes import SlurmJob, SlurmNode
 
 _NOT_THERE = frozenset({"DOWN", "CLOUD", "POWERED_DOWN"})
 

@@ -8,7 +8,8 @@ from saltmarsh.comparing import PATIENT, Repair, compare, explain
 from saltmarsh.machine import Inventory, PowerState, Seen
 from saltmarsh.model import Node, State
 from saltmarsh.observing import Snapshot
-from saltmarsh.slurm import GROWING, NOT_GROWN, SlurmNode
+from saltmarsh.slurm import GROWING, NOT_GROWN
+from saltmarsh.slurmtypes import SlurmNode
 
 STUB = "stub"
 UP = ("IDLE", "CLOUD")

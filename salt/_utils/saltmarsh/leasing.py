@@ -29,7 +29,7 @@ def leases(controller, pool=None):
 
     :param controller: what to ask
     :param saltmarsh.pools.Pool pool: only of this pool's nodes
-    :rtype: dict[str, saltmarsh.slurm.SlurmJob]
+    :rtype: dict[str, saltmarsh.slurmtypes.SlurmJob]
     """
     lease, pools = controller.site.lease, [pool] if pool else list(controller.site.pools.values())
     return {

@@ -9,7 +9,7 @@ from saltmarsh.errors import SaltmarshError
 from saltmarsh.machine import Inventory, Seen
 from saltmarsh.model import Node
 from saltmarsh.pools import Site
-from saltmarsh.slurm import SlurmNode
+from saltmarsh.slurmtypes import SlurmNode
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ import pwd
 import re
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
@@ -33,6 +32,7 @@ from saltmarsh import slurmcommand
 from saltmarsh.errors import InvalidInput, SlurmError, Unreachable
 from saltmarsh.hostlist import fold
 from saltmarsh.slurmcommand import ask, run
+from saltmarsh.slurmtypes import LEAVING, SlurmJob, SlurmNode
 
 NOT_GROWN = "not grown"
 GROWING = "elastic.grow"  # also what an idle node says until its first job
@@ -42,73 +42,6 @@ _NODES_PER_REQUEST = 4000
 _POLL = 0.25
 _OFFER_SECONDS = 60  # SuspendTimeout, and slurmctld looks at what to power down now and then
 _RECONFIGURE = 60  # seconds until a new slurmctld process has read the state of a large cluster
-_BASE_STATES = frozenset({"UNKNOWN", "DOWN", "IDLE", "ALLOCATED", "ERROR", "MIXED", "FUTURE"})
-_LEAVING = frozenset({"POWER_DOWN", "POWERING_DOWN", "POWERED_DOWN"})
-_NOT_ANSWERING = frozenset({"DOWN", "UNKNOWN", "FUTURE", "NOT_RESPONDING", "INVALID_REG", "POWERING_UP"})
-
-
-@dataclass(frozen=True)
-class SlurmNode:
-    """A node as slurmctld sees it; ``states`` are the base state and the flags as in ``scontrol show node``."""
-
-    name: str
-    states: frozenset[str]
-    reason: str
-    address: str
-    partitions: tuple[str, ...]
-    features: tuple[str, ...]
-    cpus: int
-    memory: int  # MiB, as configured
-    slurmd_start: int  # seconds since the epoch; 0 if it has not registered since slurmctld started
-
-    @property
-    def absent(self):
-        """Slurm takes the node for not there, and places no job on it."""
-        return {"DOWN", "POWERED_DOWN"} <= self.states
-
-    @property
-    def startable(self):
-        """Slurm takes the node for one that it may start for a job (ResumeProgram)."""
-        return "POWERED_DOWN" in self.states and "DOWN" not in self.states
-
-    @property
-    def passed_over(self):
-        """Slurm may start the node, but not once slurmctld has restarted or read its configuration anew (measured)."""
-        return self.startable and "NOT_RESPONDING" in self.states
-
-    @property
-    def wanted(self):
-        """Slurm waits for the node to boot, for a job."""
-        return "POWERING_UP" in self.states and "DOWN" not in self.states
-
-    @property
-    def given_up(self):
-        """Slurm has taken the node's machine for gone, or asked for that (SuspendProgram)."""
-        return not self.states.isdisjoint(("POWERING_DOWN", "POWERED_DOWN"))
-
-    @property
-    def registered(self):
-        """The node's slurmd has registered and answers; the node may be drained nevertheless."""
-        return not self.states & (_NOT_ANSWERING | _LEAVING)
-
-    @property
-    def state(self):
-        """The states in one word as scontrol writes them, for example ``IDLE+CLOUD+DRAIN``."""
-        return "+".join(sorted(self.states, key=lambda word: (word not in _BASE_STATES, word)))
-
-
-@dataclass(frozen=True)
-class SlurmJob:
-    """A job that is pending, running, suspended or completing."""
-
-    id: int
-    handle: str  # how scontrol and scancel name exactly this job; of an array the base's id would mean all its jobs
-    name: str
-    user: str
-    partition: str
-    states: frozenset[str]  # the base state and the flags, for example {"RUNNING"} or {"COMPLETED", "COMPLETING"}
-    nodes: NodeSet  # empty while it is pending
-    reason: str  # why it is pending
 
 
 def ping():
@@ -155,7 +88,7 @@ def nodes(names=None):
             for chunk in _chunks(_names(names))
             for node in ask("scontrol", "show", "nodes", fold(chunk), "--json")["nodes"]
         ]
-    return {node["name"]: _node(node) for node in found}
+    return {node["name"]: SlurmNode.from_json(node) for node in found}
 
 
 def jobs(nodes=None):
@@ -165,7 +98,7 @@ def jobs(nodes=None):
     :param nodes: only jobs that hold one of these nodes; None for all jobs, pending ones included
     :rtype: tuple[SlurmJob, ...]
     """
-    found = tuple(map(_job, ask("squeue", "--json")["jobs"]))
+    found = tuple(map(SlurmJob.from_json, ask("squeue", "--json")["jobs"]))
     if nodes is None:
         return found
     wanted = NodeSet.fromlist(_names(nodes), resolver=RESOLVER_NOGROUP)
@@ -293,7 +226,7 @@ def release(addresses, timeout):
             raise SlurmError(f"Slurm did not give nodes back within {timeout:g} s: it has {_listed(found)}")
         # Asked for again on purpose: an answer of the node that was still under way takes DOWN back (ReturnToService).
         down([node.name for node in found if "DOWN" not in node.states or node.reason != NOT_GROWN], NOT_GROWN)
-        for chunk in _chunks([node.name for node in found if not node.states & _LEAVING]):
+        for chunk in _chunks([node.name for node in found if not node.states & LEAVING]):
             _update_nodes(chunk, state="POWER_DOWN_FORCE")
         time.sleep(_POLL)
     set_addresses(addresses)
@@ -445,41 +378,6 @@ def is_config_current(controller=None):
     if not match:
         raise SlurmError("scontrol show config has no HASH_VAL")
     return match[1] == "Match"
-
-
-def _node(node):
-    return SlurmNode(
-        name=node["name"],
-        states=frozenset(node["state"]),
-        reason=node["reason"],
-        address=node["address"],
-        partitions=tuple(node["partitions"]),
-        features=tuple(node["features"]),
-        cpus=node["cpus"],
-        memory=node["real_memory"],
-        slurmd_start=node["slurmd_start_time"]["number"],
-    )
-
-
-def _job(job):
-    return SlurmJob(
-        id=job["job_id"],
-        handle=_handle(job),
-        name=job["name"],
-        user=job["user_name"],
-        partition=job["partition"],
-        states=frozenset(job["job_state"]),
-        nodes=NodeSet(job["nodes"], resolver=RESOLVER_NOGROUP),
-        reason=job["state_reason"],
-    )
-
-
-def _handle(job):
-    """The id of an array's last job is the array's, and means all of them."""
-    if array := job["array_job_id"]["number"]:
-        task = job["array_task_id"]
-        return f"{array}_{task['number']}" if task["set"] else f"{array}_[{job['array_task_string'].partition('%')[0]}]"
-    return str(job["het_job_id"]["number"] or job["job_id"])  # a part of a heterogeneous job is refused
 
 
 def _known(handles):
