@@ -169,7 +169,7 @@ def test_an_urgent_job_that_fits_beside_a_node_leaves_it_alone(host):
 
 def test_what_somebody_else_runs_in_the_partition_of_leases_is_none_of_them(host):
     job = host.submit("-p", "lease", "--uid=65534", "-o", "/dev/null", script="exit 0")
-    wait_until(lambda: host.job(job) is None or "COMPLETED" in host.job(job).states, 40)
+    wait_until(lambda: (seen := host.job(job)) is None or "COMPLETED" in seen.states, 40)
     assert told(host) == []
 
 
