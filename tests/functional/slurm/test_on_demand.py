@@ -127,7 +127,7 @@ def test_a_job_brings_its_node_which_goes_when_it_has_been_idle(cluster, control
     wait_until(lambda: cluster.count(job) == 1, 50)
     (name,) = ledger(controller)
     assert ledger(controller) == {name: State.READY}
-    wait_until(lambda: cluster.job(job) is None or cluster.job(job).states == {"COMPLETED"}, 20)
+    wait_until(lambda: (seen := cluster.job(job)) is None or seen.states == {"COMPLETED"}, 20)
     wait_until(lambda: ledger(controller) == {}, IDLE + 40)
     wait_until(lambda: startable() == set(NAMES), 20)
     assert controller.minions.provider.machines() == {}
