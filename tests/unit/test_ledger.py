@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from ClusterShell.NodeSet import NodeSet
 
-from saltmarsh import ledger as ledger_module
+from saltmarsh import ledgerfile
 from saltmarsh.errors import Conflict, InvalidInput, LedgerError, NotEnoughFree
 from saltmarsh.ledger import RESTING, Ledger
 from saltmarsh.model import TRANSITIONS, Owner, State
@@ -420,7 +420,7 @@ def test_a_ledger_that_cannot_be_made_is_told_in_one_line(tmp_path):
 
 
 def test_a_ledger_that_stays_locked_says_so(path, pool, monkeypatch):
-    monkeypatch.setattr(ledger_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(ledgerfile, "_BUSY_SECONDS", 0.05)
     with Ledger(path) as ledger:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")

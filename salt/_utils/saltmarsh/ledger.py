@@ -7,16 +7,15 @@ transaction: it happened as a whole or not at all, whatever dies in between.
 
 import json
 import os
-import sqlite3
-import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
+from saltmarsh import ledgerfile
 from saltmarsh.errors import Conflict, InvalidInput, LedgerError, NotEnoughFree
 from saltmarsh.model import TRANSITIONS, Node, Operation, Owner, State, Transition, nodeset
 
@@ -26,65 +25,7 @@ KEEP = object()
 RESTING = frozenset({State.READY, State.SUSPENDED, State.FAILED})
 """States in which a node may be without an operation; in every other one somebody must answer for what comes next."""
 
-_APPLICATION_ID = 0x53616C74
-_VERSION = 1
-_BUSY_SECONDS = 60
 _NOBODY = 0  # no process has this pid
-
-_SCHEMA = f"""
-PRAGMA journal_mode = WAL;
-BEGIN;
-CREATE TABLE operations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    verb TEXT NOT NULL,
-    pool TEXT NOT NULL,
-    nodes TEXT NOT NULL,
-    pid INTEGER NOT NULL,
-    pid_started INTEGER NOT NULL,
-    boot_id TEXT NOT NULL,
-    started REAL NOT NULL,
-    finished REAL,
-    outcome TEXT,
-    CHECK ((finished IS NULL) = (outcome IS NULL))
-) STRICT;
-CREATE INDEX unfinished_operations ON operations (id) WHERE finished IS NULL;
-CREATE TABLE nodes (
-    name TEXT NOT NULL PRIMARY KEY,
-    pool TEXT NOT NULL,
-    address TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL CHECK (state <> 'free'),
-    since REAL NOT NULL,
-    host TEXT,
-    reason TEXT NOT NULL,
-    operation INTEGER REFERENCES operations (id)
-) STRICT;
-CREATE INDEX nodes_of_operation ON nodes (operation);
-CREATE TABLE history (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL,
-    at REAL NOT NULL,
-    before TEXT NOT NULL,
-    after TEXT NOT NULL,
-    host TEXT,
-    reason TEXT NOT NULL,
-    operation INTEGER NOT NULL REFERENCES operations (id)
-) STRICT;
-CREATE INDEX history_of_node ON history (name, id);
-CREATE INDEX history_of_operation ON history (operation);
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""
-
-_REMEDIES = {
-    sqlite3.SQLITE_BUSY: f"another process has held it for {_BUSY_SECONDS} seconds, fuser shows which",
-    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
-    sqlite3.SQLITE_NOTADB: "restore it from a backup",
-    sqlite3.SQLITE_CANTOPEN: "it must be a file that the master's user owns, in a directory that this user owns",
-    sqlite3.SQLITE_READONLY: "the master's user must own it and its directory",
-    sqlite3.SQLITE_FULL: "make room on its disk",
-    sqlite3.SQLITE_IOERR: "look at its disk",
-}
 
 
 class Ledger:
@@ -102,22 +43,7 @@ class Ledger:
         self.path = Path(path).absolute()
         self._process = os.getpid()
         self._lock = threading.Lock()
-        with self._errors_in_one_line():
-            if not self.path.exists():
-                _create(self.path)
-            self._database = sqlite3.connect(
-                f"{self.path.as_uri()}?mode=rw",
-                uri=True,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        self._database.row_factory = sqlite3.Row
-        try:
-            self._prepare()
-        except LedgerError:
-            self.close()
-            raise
+        self._database = ledgerfile.connect(self.path)
 
     def __enter__(self):
         return self
@@ -348,20 +274,6 @@ class Ledger:
             Transition(**{**row, "before": State(row["before"]), "after": State(row["after"])}) for row in rows
         )
 
-    def _prepare(self):
-        """Set up the connection, and refuse what this version can't read."""
-        (application,) = self._query("PRAGMA application_id")[0]
-        (version,) = self._query("PRAGMA user_version")[0]
-        if application != _APPLICATION_ID:
-            raise LedgerError(f"ledger {self.path}: not a ledger; restore it from a backup, or name another path")
-        if version > _VERSION:
-            raise LedgerError(
-                f"ledger {self.path}: of a newer version (schema {version}, known is {_VERSION}); upgrade saltmarsh"
-            )
-        self._query("PRAGMA foreign_keys = ON")
-        # An announced intent must survive a power cut on the master, because what it announces does.
-        self._query("PRAGMA synchronous = FULL")
-
     def _query(self, statement, values=()):
         with self._exclusive() as database:
             return database.execute(statement, values).fetchall()
@@ -381,29 +293,8 @@ class Ledger:
     def _exclusive(self):
         if os.getpid() != self._process:
             raise LedgerError(f"ledger {self.path}: opened by another process; open it anew after a fork")
-        with self._lock, self._errors_in_one_line():
+        with self._lock, ledgerfile.errors_in_one_line(self.path):
             yield self._database
-
-    @contextmanager
-    def _errors_in_one_line(self):
-        try:
-            yield
-        except sqlite3.DatabaseError as err:
-            remedy = _REMEDIES.get(err.sqlite_errorcode & 0xFF)  # the low byte of an extended result code
-            raise LedgerError(f"ledger {self.path}: {err}{remedy and f'; {remedy}' or ''}") from err
-        except OSError as err:
-            raise LedgerError(f"ledger {self.path}: {err.strerror}; its directory must be the master's user's") from err
-
-
-def _create(path):
-    """Put an empty ledger in place, complete or not at all; another process may do the same at the same time."""
-    with tempfile.TemporaryDirectory(prefix=".ledger-", dir=path.parent) as scratch:
-        fresh = Path(scratch) / "ledger"
-        fresh.touch(0o600)
-        with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
-            database.executescript(_SCHEMA)
-        with suppress(FileExistsError):
-            os.link(fresh, path)
 
 
 def _choose(database, pool, count, names, minimum):
