@@ -70,8 +70,7 @@ class Machine:
     def close(self):
         """End everything in the machine, and take it down."""
         if self._process:
-            for pid in self.processes():
-                os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, self.processes())
             self._process.wait()
         self._log.close()
         if os.path.ismount(self.root):
@@ -115,8 +114,7 @@ class Machine:
 
     def signal_slurmctld(self, number):
         """Send slurmctld a signal."""
-        for pid in self.processes(*SLURMCTLD):
-            os.kill(pid, number)
+        send(number, self.processes(*SLURMCTLD))
 
     def stop_slurmctld(self):
         """Stop slurmctld as the service manager does."""
@@ -142,8 +140,7 @@ class Machine:
 
     def stop_standin(self):
         """Stop the stand-in as the service manager does."""
-        for pid in self.standin_processes():
-            os.kill(pid, signal.SIGTERM)
+        send(signal.SIGTERM, self.standin_processes())
         wait_until(lambda: not self.standin_processes(), 20)
 
     def boot(self, *names, options=""):
@@ -166,9 +163,7 @@ class Machine:
     def lose(self, *names):
         """End all processes of nodes at once, as when their VMs are destroyed."""
         for name in names:
-            for pid in map(int, self.run("ip", "netns", "pids", name).split()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, map(int, self.run("ip", "netns", "pids", name).split()))
 
     def publish(self, names, function, *args):
         """Answer for nodes as their minions would: the digest of what their slurmd has fetched."""
@@ -210,6 +205,13 @@ def write_config(machine, pillar):
     """Put the configuration that follows from pillar in place, as for a slurmctld that does not run."""
     files = slurmconf.render(pillar)
     slurmpush.write(files | slurmconf.for_standin(files), machine.config)
+
+
+def send(number, pids):
+    """Send processes a signal, those that have not ended by themselves meanwhile."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def wait_until(condition, seconds):
@@ -292,8 +294,7 @@ def cluster(machine, pillar, monkeypatch):
     yield machine
     machine.lose(*NODES)
     machine.connect(*NODES)
-    for pid in machine.standin_processes():
-        os.kill(pid, signal.SIGKILL)
+    send(signal.SIGKILL, machine.standin_processes())
     machine.signal_slurmctld(signal.SIGKILL)
     wait_until(lambda: not machine.slurmctld_runs(), 10)
     for path in (

@@ -16,7 +16,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import wait_until
+from conftest import send, wait_until
 
 from saltmarsh import identity, pools, slurm
 from saltmarsh.tunnel import Peers
@@ -278,8 +278,7 @@ class Site:
         """End all that a node does for Slurm, and nothing else."""
         theirs = map(int, self.machine.run("ip", "netns", "pids", name).split())
         slurms = self.machine.processes("slurmd", "slurmd-wlm", "slurmstepd")
-        for pid in {*theirs} & {*slurms}:
-            os.kill(pid, signal.SIGKILL)
+        send(signal.SIGKILL, {*theirs} & {*slurms})
 
     def reached(self, source, target, *ports, address=None):
         """Which of these ports of one machine, such as "tcp/22", another one reaches: something answers on all."""
@@ -334,8 +333,7 @@ def site(machine, checkout):
     machine.lose(*FLOATING, *TUNNEL, *LATE)
     site.shell("wg-quick down saltmarsh; nft delete table inet saltmarsh")
     site.shell(f"for name in cloud office {' '.join(FLOATING | TUNNEL | LATE)}; do ip netns del $name; done")
-    for pid in machine.processes("salt-master", "salt-minion", "dnsmasq", "rpcbind", "ganesha.nfsd"):
-        os.kill(pid, signal.SIGKILL)
+    send(signal.SIGKILL, machine.processes("salt-master", "salt-minion", "dnsmasq", "rpcbind", "ganesha.nfsd"))
 
 
 def read(checkout, file):
