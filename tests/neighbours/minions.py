@@ -24,9 +24,9 @@ class Minions:
         self.calls = []
         self._slurm = slurm
 
-    def answering(self, names, timeout):
+    def answering(self, names, timeout, over=None):
         """As saltmarsh.minions.Minions.answering; who does not answer is not waited for."""
-        return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout))
+        return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout, over=over))
 
     def call(self, names, function, *args, timeout, over=None):
         """As saltmarsh.minions.Minions.call; who does not answer is not waited for."""

@@ -81,7 +81,7 @@ def asked(minions, monkeypatch):
     the semaphore is released."""
     made = SimpleNamespace(calls=[], over=threading.Semaphore(0))
 
-    def answering(names, timeout):
+    def answering(names, timeout, over):
         made.calls.append((set(names), timeout))
         made.over.acquire()
         return frozenset()
@@ -255,7 +255,7 @@ def test_a_batch_that_fails_as_a_whole_is_told_and_tried_again(controller, slurm
 
 
 def test_looking_that_fails_is_told(controller, minions, operation, joiner, caplog, monkeypatch):
-    def fail(names, timeout):
+    def fail(names, timeout, over):
         raise OSError("the master's socket is gone")
 
     monkeypatch.setattr(minions, "answering", fail)
@@ -276,6 +276,22 @@ def test_one_process_at_a_time_joins(controller):
                 assert second is None
     with joining.joiner(controller) as third:
         assert isinstance(third, Joiner)
+
+
+def test_who_joins_makes_way_at_once_even_if_it_waits_for_a_slow_machine(controller, minions, operation, monkeypatch):
+    asked = threading.Event()
+
+    def answering(names, timeout, over):
+        asked.set()
+        while not over():
+            pass
+        return frozenset()
+
+    monkeypatch.setattr(minions, "answering", answering)
+    with joining.joiner(controller) as joiner:
+        joiner.look()
+        asked.wait()
+    assert set(states(controller).values()) == {State.BOOTING}
 
 
 def test_who_joins_makes_way_at_once_even_if_nodes_never_register(controller, minions, operation, monkeypatch):

@@ -115,7 +115,7 @@ class Joiner:
     def _look_for(self, batch):
         names = {boot.name for boot in batch}
         with _heard("looking for", names):
-            answering = self._controller.minions.answering(names, self._tried(batch))
+            answering = self._controller.minions.answering(names, self._tried(batch), self._stop.is_set)
             if not self._stop.is_set():
                 self.started(answering)
         with self._lock:

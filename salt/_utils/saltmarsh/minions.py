@@ -28,15 +28,16 @@ class Minions:
     def __init__(self, opts):
         self._opts = opts
 
-    def answering(self, names, timeout):
+    def answering(self, names, timeout, over=None):
         """
         Which minions answer a ping.
 
         :param names: minion ids
         :param float timeout: seconds
+        :param over: as of :meth:`call`
         :rtype: frozenset[str]
         """
-        return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout))
+        return frozenset(reply.minion for reply in self.call(names, "test.ping", timeout=timeout, over=over))
 
     def call(self, names, function, *args, timeout, over=None):
         """
