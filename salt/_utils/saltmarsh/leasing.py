@@ -31,12 +31,36 @@ def leases(controller, pool=None):
     :param saltmarsh.pools.Pool pool: only of this pool's nodes
     :rtype: dict[str, saltmarsh.slurm.SlurmJob]
     """
+    return first(submitted(controller, pool))
+
+
+def submitted(controller, pool=None):
+    """
+    All leases as they are in Slurm, also a second one of a node.
+
+    :param controller: what to ask
+    :param saltmarsh.pools.Pool pool: only of this pool's nodes
+    :rtype: list[saltmarsh.slurm.SlurmJob]
+    """
     lease, pools = controller.site.lease, [pool] if pool else list(controller.site.pools.values())
-    return {
-        job.name: job
+    return [
+        job
         for job in controller.slurm.jobs()
         if (job.partition, job.user) == (lease.partition, lease.user) and any(job.name in each for each in pools)
-    }
+    ]
+
+
+def first(jobs):
+    """
+    Of each node the lease that was submitted first: its host may be at work for it already.
+
+    :param jobs: of :func:`submitted`
+    :rtype: dict[str, saltmarsh.slurm.SlurmJob]
+    """
+    found = {}
+    for job in sorted(jobs, key=lambda job: job.id):
+        found.setdefault(job.name, job)
+    return found
 
 
 def refuse(controller, names):
