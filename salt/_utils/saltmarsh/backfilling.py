@@ -18,7 +18,7 @@ from pathlib import Path
 from saltmarsh import growing, leasing, shrinking, standin, targets
 from saltmarsh.catching_up import catch_up
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError, SlurmError
-from saltmarsh.leasing import KILLED, leases
+from saltmarsh.leasing import DIED, KILLED, leases
 from saltmarsh.model import State, nodeset
 
 log = logging.getLogger(__name__)
@@ -249,13 +249,19 @@ class Backfill:
                     list(threads.map(lambda each: self._grow(*each), wanted))
 
     def _clear(self, pool):
-        """What a host has removed is made anew."""
-        failed = self._controller.ledger.nodes(pool=pool.name, states={State.FAILED})
-        if killed := [node.name for node in failed if node.operation is None and node.reason.startswith(KILLED)]:
+        """What a host has removed, or lost, is made anew."""
+        failed = [
+            node
+            for node in self._controller.ledger.nodes(pool=pool.name, states={State.FAILED})
+            if node.operation is None
+        ]
+        for why in (KILLED, DIED):
+            names = [node.name for node in failed if node.reason.startswith(why)]
             try:
-                shrinking.shrink(self._controller, nodeset(killed), pool.name, force=True, reason=KILLED)
+                if names:
+                    shrinking.shrink(self._controller, nodeset(names), pool.name, force=True, reason=why)
             except SaltmarshError as err:
-                log.error("%s: not cleared away: %s", nodeset(killed), err)
+                log.error("%s: not cleared away: %s", nodeset(names), err)
 
     def _undrain(self, pool):
         """Nodes that were on disk when a stop gave up on them come back drained as they left."""

@@ -13,12 +13,14 @@ from dataclasses import replace
 from saltmarsh import resuming, standin, suspending
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError, Unreachable
 from saltmarsh.hostlist import fold_words
+from saltmarsh.machine import Phase
 from saltmarsh.model import State, nodeset
 from saltmarsh.record import Record, seen
 
 log = logging.getLogger(__name__)
 
 KILLED = "killed, because it could not be suspended"
+DIED = "its machine died when it was just back"
 PATIENCE = 60  # seconds in which what stands in the way of a suspend may pass
 _POLL = 0.5
 
@@ -245,6 +247,9 @@ def _places(controller, scope):
         if _is_written(look):
             machines.let_go(name, look.machine.host)  # whoever wrote it has died
             look = _look(controller, name)
+        elif _can_come_anew(look):
+            machines.give_up(name, look.machine.host)  # its host has died
+            look = _look(controller, name)
         if node := seen(controller.site, name, look, controller.host):
             found[name] = node
             if node.state is State.READY and look.state:
@@ -264,6 +269,14 @@ def _is_written(look):
     """Whether a machine is off, and its memory on disk."""
     off = look.machine is not None and suspending.is_off(look.machine)
     return off and look.suspension and not look.suspension.ran and look.state and look.state.machine
+
+
+def _can_come_anew(look):
+    """Whether a machine died on its way back, before its jobs went on: its state file and the disk with that count."""
+    off = look.machine is not None and suspending.is_off(look.machine)
+    ran = off and look.suspension and look.suspension.ran and look.state and look.state.machine
+    # A checkpoint is restored to on purpose, never because of this.
+    return ran and look.state.suspension.phase is Phase.RESTORED and not look.state.suspension.kept
 
 
 def _hosts(controller, places):
