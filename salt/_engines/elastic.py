@@ -13,10 +13,9 @@ import time
 from contextlib import ExitStack, closing
 
 import salt.utils.event
-from salt.exceptions import SaltException
 
 from saltmarsh import bell, joining, reconciling, recovery, standin
-from saltmarsh.controller import Controller, read_site
+from saltmarsh.controller import Controller, pillar_has_changed
 from saltmarsh.errors import SaltmarshError
 from saltmarsh.metrics import served
 
@@ -74,7 +73,7 @@ def _serve(interval, grace, metrics):
             if bell.rung():
                 reconciler.look(everything=False)
             if time.monotonic() >= look_at:
-                if _pillar_has_changed(controller):
+                if pillar_has_changed(__opts__, controller.site):
                     log.warning("engine elastic begins anew: pillar has changed")
                     return
                 recovery.recover_abandoned(controller, _in_background)
@@ -93,14 +92,6 @@ def _be_joiner(held, controller):
         if joiner:
             held.push(attempt.pop_all())
         return joiner
-
-
-def _pillar_has_changed(controller):
-    try:
-        return read_site(__opts__) != controller.site
-    except (SaltmarshError, SaltException) as err:
-        log.error("pillar can't be used now, the engine goes on with what it was: %s", err)
-        return False
 
 
 def _in_background(function, *arguments):

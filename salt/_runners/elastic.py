@@ -395,16 +395,18 @@ def reconcile(grace=reconciling.GRACE, test=False):
 
 
 @_command
-def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_SECONDS):
+def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=False):
     """
     Let nodes of a pool soak up bare metal that is idle, and step aside for others with their jobs intact.
 
     Each node has a lease, a job of low priority on bare metal that Slurm preempts and queues again by itself.
 
     verb
-        ``start``: see to it that ``target`` leases are queued or running; it returns at once. ``stop``: end leases
-        until ``target`` (default: 0) are left; their nodes are drained and shrunk before. ``status``: every lease and
-        its node.
+        ``start``: see to it that from now on ``target`` leases are queued or running; it returns at once. The engine
+        ``backfill`` submits another one for each that is lost or cancelled. If there are more, those without a node
+        end at once, and the others are not replaced when they end. ``stop``: end leases until ``target`` (default: 0)
+        are left; their nodes are drained and shrunk before. ``status``: how many leases are wanted and how many there
+        are, every lease, and its node.
     pool
         The pool; may be left out where there is only one.
     target
@@ -413,6 +415,8 @@ def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_
         ``stop`` only: do not wait for jobs.
     timeout
         ``stop`` only: seconds to wait for running jobs. Default: 600.
+    test
+        Only say what would be done.
 
     CLI Example:
 
@@ -422,7 +426,7 @@ def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_
         salt-run elastic.backfill status
         salt-run elastic.backfill stop pool=virtual
     """
-    pool, force = _text("pool", pool), _flag("force", force)
+    pool, force, test = _text("pool", pool), _flag("force", force), _flag("test", test)
     timeout = _seconds("timeout", timeout)
     if verb not in ("start", "stop", "status"):
         raise InvalidInput(f"{verb!r}: expected start, stop or status")
@@ -433,10 +437,15 @@ def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_
     controller = Controller.open(__opts__)
     if verb == "status":
         return backfilling.status(controller, pool)
-    recovery.recover_abandoned(controller)
+    if not test:
+        recovery.recover_abandoned(controller)
     if verb == "start":
-        return {"submitted": backfilling.start(controller, target, pool)}
-    return {"ended": backfilling.stop(controller, target, pool, force=force, timeout=timeout, say=_progress())}
+        submitted, ended = backfilling.start(controller, target, pool, test=test)
+        if test:
+            return {"would submit": list(submitted), "would end": ended}
+        return {"submitted": submitted, "ended": ended}
+    ended = backfilling.stop(controller, target, pool, force=force, timeout=timeout, test=test, say=_progress())
+    return {"would end" if test else "ended": ended}
 
 
 @_command

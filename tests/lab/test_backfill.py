@@ -61,7 +61,7 @@ def node_host(lab, name=NODE):
 
 
 def lease(lab):
-    return must(lab, "backfill", "status")[NODE]
+    return must(lab, "backfill", "status")["virtual"]["nodes"].get(NODE)
 
 
 def urgent(lab, *options, seconds=3):
@@ -164,6 +164,15 @@ def test_if_the_urgent_job_is_cancelled_while_the_node_steps_aside_it_comes_back
         assert node_host(lab) == host
     assert (state_of(lab, number), job(lab, number)["nodes"]) == ("CANCELLED", "")
     assert (lease(lab)["lease"], lease(lab)["state"]) == (before, "running")
+
+
+def test_a_lease_that_somebody_cancels_has_another_one_in_its_place_and_the_nodes_job_goes_on(lab, counter):
+    before = lease(lab)["lease"]
+    lab.exec("ctl", "scancel", before)
+    wait_for(lambda: (now := lease(lab)) and now["lease"] != before, SOON, "another lease is there")
+    assert must(lab, "backfill", "status")["virtual"]["target"] == 1
+    wait_for(lambda: lease(lab)["state"] == "running", SOON, "it runs")
+    goes_on(lab, counter)
 
 
 def test_the_host_is_freed_and_taken_again_while_the_master_is_away_and_the_ledger_catches_up(lab, counter):

@@ -255,6 +255,7 @@ class Slurm:
     def cancel_jobs(self, handles):
         for handle in handles:
             self._jobs.pop(int(handle), None)
+        self._save()
 
     @_asked
     def release(self, addresses, timeout):

@@ -195,7 +195,7 @@ class VmStates:
     def give_up(self, name, host):
         """As VmStates.give_up."""
         self._called("give_up", name)
-        self._active(name, host)
+        self._there(name, host)
         state = self.latest(name, host)
         if not state or state.suspension.phase is not Phase.RESTORED:
             raise ProviderError(f"{host}: {name} has no memory but its own, which must not be thrown away")

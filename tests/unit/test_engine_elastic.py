@@ -71,20 +71,20 @@ def pillar_as_it_is_now(engine, monkeypatch):
         return Site.from_pillar(now["pillar"])
 
     engine.__opts__ = {}
-    monkeypatch.setattr(engine, "read_site", read)
+    monkeypatch.setattr("saltmarsh.controller.read_site", read)
     return now
 
 
 def test_the_engine_begins_anew_when_pillar_has_changed(engine, controller, pillar, pillar_as_it_is_now):
     pillar_as_it_is_now["pillar"] = pillar
-    assert not engine._pillar_has_changed(controller)
+    assert not engine.pillar_has_changed({}, controller.site)
     pillar["elastic"]["pools"]["osg"]["on_demand"] = True
-    assert engine._pillar_has_changed(controller)
+    assert engine.pillar_has_changed({}, controller.site)
 
 
 def test_the_engine_goes_on_with_what_it_knows_while_pillar_is_broken(engine, controller, pillar_as_it_is_now, caplog):
     pillar_as_it_is_now["pillar"] = PillarError("elastic:pools:osg:memory: expected a whole number")
-    assert not engine._pillar_has_changed(controller)
+    assert not engine.pillar_has_changed({}, controller.site)
     assert "goes on with what it was: elastic:pools:osg:memory" in caplog.text
 
 
@@ -118,7 +118,7 @@ class BusUntil:
 def test_the_engine_reconciles_whoever_joins_nodes(engine, controller, slurm, monkeypatch, alone):
     engine.__opts__ = {"sock_dir": ""}
     monkeypatch.setattr(engine.Controller, "open", lambda opts: controller)
-    monkeypatch.setattr(engine, "read_site", lambda opts: controller.site)
+    monkeypatch.setattr("saltmarsh.controller.read_site", lambda opts: controller.site)
     monkeypatch.setattr(engine.bell, "rung", lambda: False)
 
     def mended():

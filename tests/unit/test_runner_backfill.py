@@ -18,10 +18,24 @@ __all__ = ["runner"]
 
 def test_leases_are_begun_told_and_ended(runner, controller, slurm):
     assert runner.backfill("start", pool="osg", target=2)["submitted"].keys() == {"osg1", "osg2"}
-    assert runner.backfill("status").keys() == {"osg1", "osg2"}
+    told = runner.backfill("status")["osg"]
+    assert (told["target"], told["leases"], told["nodes"].keys()) == (2, 2, {"osg1", "osg2"})
     assert sorted(runner.backfill("stop", pool="osg")["ended"]) == ["osg1", "osg2"]
     assert runner.backfill("status") == {}
     assert_undone(controller)
+
+
+def test_what_would_be_begun_or_ended_is_only_told(runner, controller, slurm):
+    assert runner.backfill("start", pool="osg", target=2, test=True) == {
+        "would submit": ["osg1", "osg2"],
+        "would end": [],
+    }
+    assert (runner.backfill("status"), slurm.jobs()) == ({}, ())
+    runner.backfill("start", pool="osg", target=2)
+    before = runner.backfill("status")
+    assert runner.backfill("start", pool="osg", target=1, test=True) == {"would submit": [], "would end": ["osg1"]}
+    assert runner.backfill("stop", pool="osg", test=True) == {"would end": ["osg1", "osg2"]}
+    assert runner.backfill("status") == before
 
 
 @pytest.mark.parametrize(
@@ -32,6 +46,7 @@ def test_leases_are_begun_told_and_ended(runner, controller, slurm):
         (["start", "osg", "many"], "target='many': expected a number of leases"),
         (["stop", "osg", -1], "target=-1: expected a number of leases"),
         (["stop", "osg", 0, "perhaps"], "force='perhaps': expected True or False"),
+        (["start", "osg", 1, False, 10, "perhaps"], "test='perhaps': expected True or False"),
         (["start", "nowhere", 1], "pool 'nowhere' does not exist; pools: osg, virtual"),
         (["start", None, 1], "which pool? name one with pool=; pools: osg, virtual"),
         (["start", "osg", 5], "pool osg: 0 leases are there, 4 more are possible, not 5"),

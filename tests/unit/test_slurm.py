@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from saltmarsh import slurm, slurmcommand
-from saltmarsh.errors import InvalidInput, SlurmError, Unreachable
+from saltmarsh.errors import SlurmError, Unreachable
 from saltmarsh.pools import Lease
 
 RECORDED = Path(__file__).parent / "slurm_24_11"
@@ -396,7 +396,7 @@ def test_a_lease_is_a_job_that_sleeps_as_a_user_of_its_own_and_can_be_put_back_i
 
 
 def test_a_lease_of_a_user_that_is_not_there_is_refused(commands):
-    with pytest.raises(InvalidInput) as raised:
+    with pytest.raises(SlurmError) as raised:
         slurm.submit_lease("vn001", Lease(user="osg-pilot"), 2, 512)
     assert str(raised.value) == "elastic:lease:user: there is no user osg-pilot here"
 

@@ -217,11 +217,39 @@ BARS = [
 ]
 
 
-def test_the_picture_has_a_row_for_each_host_and_node_hosts_first(tmp_path):
-    spec = json.loads(picture.chart(BARS[::-1], ["hv2", "hv1"]).to_json())
-    assert spec["encoding"]["y"]["sort"] == ["hv1", "vn001"]
+def drawn(bars, hosts):
+    """The rows of the picture, and what is drawn into them."""
+    spec = json.loads(picture.chart(bars, hosts).to_json())
     [values] = [spec["data"]["values"]] if "values" in spec["data"] else spec["datasets"].values()
+    return spec["encoding"]["y"]["sort"], values
+
+
+def test_the_picture_has_a_row_for_each_host_and_node_hosts_first():
+    rows, values = drawn(BARS[::-1], ["hv2", "hv1"])
+    assert rows == ["hv1", "vn001"]
     assert {value["text"] for value in values} == {bar.text for bar in BARS}
+
+
+LEASES = [  # two beside each other; the first ends for an urgent job, and then goes on
+    Bar("hv1", LEASE, NOW + 80, NOW + 120, "hv1", "first again"),
+    Bar("hv1", LEASE, NOW, NOW + 60, "hv1", "first"),
+    Bar("hv1", BARE, NOW + 60, NOW + 80, "hv1", "urgent"),
+    Bar("hv1", LEASE, NOW + 5, NOW + 90, "hv1", "second"),
+    Bar("hv2", BARE, NOW, NOW + 120, "hv2", "other"),
+]
+
+
+def test_what_is_on_a_host_at_the_same_time_is_drawn_below_each_other():
+    rows, values = drawn(LEASES, ["hv1", "hv2"])
+    by_row = {row: [value["text"] for value in values if value["row"] == row] for row in rows}
+    assert list(by_row.values()) == [["first", "urgent", "first again"], ["second"], ["other"]]
+    assert [value["on"] for value in values] == ["hv1"] * 4 + ["hv2"]
+
+
+def test_a_host_with_several_lanes_is_named_once(tmp_path):
+    picture.draw(LEASES, ["hv1", "hv2"], str(tmp_path / "a.svg"))
+    labels = re.findall(r">(hv[^<]*)<", (tmp_path / "a.svg").read_text())
+    assert labels == ["hv1", "hv2"]
 
 
 def test_svg_has_the_rows_and_html_needs_nothing_from_elsewhere(tmp_path):

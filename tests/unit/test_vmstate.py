@@ -323,11 +323,14 @@ def test_the_disk_is_kept_as_it_was_until_the_machine_is_proven_fit(vmstates, sn
     assert gone_back_to == []
 
 
-def test_a_machine_that_has_run_and_died_comes_back_with_its_disk(vmstates, snapshots):
+@pytest.mark.parametrize("host", ["hv1", "hv2"])
+def test_a_machine_that_has_run_and_died_comes_back_with_its_disk(vmstates, snapshots, host):
     vmstates.restore(out(vmstates), "hv1")
     vmstates.unpause("vn001", "hv1")
     connection(vmstates).lookupByName("vn001").destroy()
-    vmstates.restore(vmstates.look("vn001").state, "hv1")
+    if host == "hv2":
+        vmstates.give_up("vn001", "hv1")
+    vmstates.restore(vmstates.look("vn001").state, host)
     assert snapshots == ({("vn001", "saltmarsh-1")}, [("vn001", "saltmarsh-1")])
     assert vmstates.look("vn001").machine.state is PowerState.PAUSED
 

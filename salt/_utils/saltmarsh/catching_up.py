@@ -7,9 +7,9 @@ has forgotten it, and is told again (:mod:`saltmarsh.standin`). If not, a host h
 
 import logging
 
-from saltmarsh import standin, suspending
+from saltmarsh import resuming, standin, suspending
 from saltmarsh.errors import Conflict, SaltmarshError
-from saltmarsh.leasing import KILLED, leases
+from saltmarsh.leasing import DIED, KILLED, leases
 from saltmarsh.machine import Phase, PowerState
 from saltmarsh.model import State
 
@@ -32,6 +32,7 @@ def catch_up(controller):
     for name in {
         *standin.doubtful(controller, known.values()),
         *_elsewhere(controller, known),
+        *_coming_back(controller, known),
         *_killed(controller, known),
     }:
         try:
@@ -58,6 +59,12 @@ def _elsewhere(controller, known):
     ]
 
 
+def _coming_back(controller, known):
+    """Nodes that are away, and whose lease runs: their host is at work on them, or has died over it."""
+    running = {name for name, job in leases(controller).items() if "RUNNING" in job.states}
+    return [name for name, node in known.items() if node.state is State.SUSPENDED and name in running]
+
+
 def _killed(controller, known):
     """Nodes that a host has removed."""
     in_slurm = controller.slurm.nodes(known) if known else {}
@@ -82,14 +89,18 @@ def _learn(controller, node, look):
 
 def _bury(controller, node, look):
     """
-    A node whose host has ended while it wrote the node's memory: its jobs are lost, and Slurm is told to requeue them.
+    A node whose machine has died with its memory, as its host wrote that, or when it was just back.
+
+    Its jobs are lost, and Slurm is told to requeue them.
     """
     # Looked at again: a machine is off as well when its memory is complete, and at the first look it may not have been.
     for each in (look, controller.vmstates_of(node.name).look(node.name)):
-        complete = each.state and each.state.machine
-        if each.machine is None or not suspending.is_off(each.machine) or not each.suspension or complete:
+        if each.machine is None or not suspending.is_off(each.machine) or not resuming.lost(each):
             return False
-    reason = f"{KILLED}: its machine died while its memory was written"
+        if node.state is State.READY and not each.suspension:
+            return False  # nobody was at work on it: reconciling's
+        writing = each.suspension and not each.suspension.ran
+    reason = f"{KILLED}: its machine died while its memory was written" if writing else DIED
     if not _write(controller, node, State.FAILED, node.host, reason):
         return False
     # The stand-in's answers would take DOWN back (ReturnToService).

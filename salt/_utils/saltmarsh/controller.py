@@ -1,20 +1,24 @@
 """Everything a verb needs, opened once: the site, the ledger, and the one seam to each outside system."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import salt.pillar
+from salt.exceptions import SaltException
 
 from saltmarsh import munge, slurm
 from saltmarsh.cloud import Cloud
 from saltmarsh.dns import HostsDirectory
-from saltmarsh.errors import PillarError
+from saltmarsh.errors import PillarError, SaltmarshError
 from saltmarsh.ledger import Ledger
 from saltmarsh.minions import Minions
 from saltmarsh.pools import Site
 from saltmarsh.tunnel import Peers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,18 @@ def read_site(opts):
     if "elastic" not in pillar:
         raise PillarError(f"pillar of {opts['id']} has no key 'elastic': assign it to this id in the pillar top file")
     return Site.from_pillar(pillar)
+
+
+def pillar_has_changed(opts, site):
+    """
+    Whether pillar says something else than it did, for who runs for long; one that can't be used says nothing.
+
+    :param dict opts: the master's configuration
+    :param saltmarsh.pools.Site site: what it said
+    :rtype: bool
+    """
+    try:
+        return read_site(opts) != site
+    except (SaltmarshError, SaltException) as err:
+        log.error("pillar can't be used now, the engine goes on with what it was: %s", err)
+        return False

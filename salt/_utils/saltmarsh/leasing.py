@@ -13,12 +13,14 @@ from dataclasses import replace
 from saltmarsh import resuming, standin, suspending
 from saltmarsh.errors import Conflict, InvalidInput, OperationFailed, SaltmarshError, Unreachable
 from saltmarsh.hostlist import fold_words
+from saltmarsh.machine import Phase
 from saltmarsh.model import State, nodeset
 from saltmarsh.record import Record, seen
 
 log = logging.getLogger(__name__)
 
 KILLED = "killed, because it could not be suspended"
+DIED = "its machine died when it was just back"
 PATIENCE = 60  # seconds in which what stands in the way of a suspend may pass
 _POLL = 0.5
 
@@ -31,12 +33,36 @@ def leases(controller, pool=None):
     :param saltmarsh.pools.Pool pool: only of this pool's nodes
     :rtype: dict[str, saltmarsh.slurmtypes.SlurmJob]
     """
+    return first(submitted(controller, pool))
+
+
+def submitted(controller, pool=None):
+    """
+    All leases as they are in Slurm, also a second one of a node.
+
+    :param controller: what to ask
+    :param saltmarsh.pools.Pool pool: only of this pool's nodes
+    :rtype: list[saltmarsh.slurm.SlurmJob]
+    """
     lease, pools = controller.site.lease, [pool] if pool else list(controller.site.pools.values())
-    return {
-        job.name: job
+    return [
+        job
         for job in controller.slurm.jobs()
         if (job.partition, job.user) == (lease.partition, lease.user) and any(job.name in each for each in pools)
-    }
+    ]
+
+
+def first(jobs):
+    """
+    Of each node the lease that was submitted first: its host may be at work for it already.
+
+    :param jobs: of :func:`submitted`
+    :rtype: dict[str, saltmarsh.slurm.SlurmJob]
+    """
+    found = {}
+    for job in sorted(jobs, key=lambda job: job.id):
+        found.setdefault(job.name, job)
+    return found
 
 
 def refuse(controller, names):
@@ -221,6 +247,9 @@ def _places(controller, scope):
         if _is_written(look):
             machines.let_go(name, look.machine.host)  # whoever wrote it has died
             look = _look(controller, name)
+        elif _can_come_anew(look):
+            machines.give_up(name, look.machine.host)  # its host has died
+            look = _look(controller, name)
         if node := seen(controller.site, name, look, controller.host):
             found[name] = node
             if node.state is State.READY and look.state:
@@ -240,6 +269,14 @@ def _is_written(look):
     """Whether a machine is off, and its memory on disk."""
     off = look.machine is not None and suspending.is_off(look.machine)
     return off and look.suspension and not look.suspension.ran and look.state and look.state.machine
+
+
+def _can_come_anew(look):
+    """Whether a machine died on its way back, before its jobs went on: its state file and the disk with that count."""
+    off = look.machine is not None and suspending.is_off(look.machine)
+    ran = off and look.suspension and look.suspension.ran and look.state and look.state.machine
+    # A checkpoint is restored to on purpose, never because of this.
+    return ran and look.state.suspension.phase is Phase.RESTORED and not look.state.suspension.kept
 
 
 def _hosts(controller, places):

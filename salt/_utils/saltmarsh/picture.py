@@ -1,5 +1,10 @@
-"""The picture of a timeline: one row for each host and node, bars for what was there (altair, vl-convert)."""
+"""
+The picture of a timeline: one row for each host and node, bars for what was there (altair, vl-convert).
 
+What was on a host at the same time has a lane each, which is a row without a name below that of the host.
+"""
+
+from collections import defaultdict
 from datetime import UTC, datetime
 
 from saltmarsh import timeline
@@ -18,6 +23,7 @@ _COLOURS = {
 }
 _ROW = 26  # pixels
 _WIDTH = 900
+_NAME = "indexof(datum.label, ' ') < 0 ? datum.label : ''"  # only of a first lane
 
 
 def draw(bars, hosts, path):
@@ -43,12 +49,14 @@ def chart(bars, hosts):
     :rtype: altair.Chart
     """
     altair = _altair()
-    rows = {bar.row for bar in bars}
-    order = [*(host for host in hosts if host in rows), *sorted(rows - set(hosts))]
+    lanes = _lanes(bars)
+    order = [*(host for host in hosts if host in lanes), *sorted(lanes.keys() - set(hosts))]
+    rows = {(row, lane): f"{row} {lane}" if lane else row for row in order for lane in range(len(lanes[row]))}
     kinds = [kind for kind in timeline.KINDS if any(bar.kind == kind for bar in bars)]
     values = [
         {
-            "row": bar.row,
+            "row": rows[bar.row, lane],
+            "on": bar.row,
             "kind": bar.kind,
             "start": _utc(bar.start),
             "end": _utc(bar.end),
@@ -56,15 +64,17 @@ def chart(bars, hosts):
             "host": bar.host or "",
             "text": bar.text,
         }
-        for bar in bars
+        for row in order
+        for lane, members in enumerate(lanes[row])
+        for bar in members
     ]
     return (
-        altair.Chart(altair.Data(values=values), width=_WIDTH, height=_ROW * len(order))
+        altair.Chart(altair.Data(values=values), width=_WIDTH, height=_ROW * len(rows))
         .mark_bar(stroke="#555555", strokeWidth=0.5)
         .encode(
             x=altair.X("start:T", title=None, axis=altair.Axis(format="%H:%M:%S", labelOverlap=True)),
             x2="end:T",
-            y=altair.Y("row:N", sort=order, title=None),
+            y=altair.Y("row:N", sort=list(rows.values()), title=None, axis=altair.Axis(labelExpr=_NAME)),
             color=altair.Color(
                 "kind:N",
                 title=None,
@@ -72,7 +82,7 @@ def chart(bars, hosts):
                 legend=altair.Legend(orient="bottom", columns=len(kinds)),
             ),
             tooltip=[
-                altair.Tooltip("row:N", title="on"),
+                altair.Tooltip("on:N"),
                 altair.Tooltip("kind:N", title="what"),
                 altair.Tooltip("text:N", title="why"),
                 altair.Tooltip("host:N"),
@@ -84,6 +94,18 @@ def chart(bars, hosts):
         .configure_view(stroke=None)
         .configure_axisY(grid=True)
     )
+
+
+def _lanes(bars):
+    """By row, the bars of each of its lanes, of which none covers another."""
+    rows = defaultdict(list)
+    for bar in sorted(bars, key=lambda bar: bar.start):
+        lanes = rows[bar.row]
+        if free := next((lane for lane in lanes if lane[-1].end <= bar.start), None):
+            free.append(bar)
+        else:
+            lanes.append([bar])
+    return rows
 
 
 def _utc(seconds):

@@ -208,7 +208,7 @@ def go_on(controller, operation):
         controller.ledger.move(operation, looks, State.SUSPENDED, reason="suspended; a resume died before it ran")
         return {}
     absent = [node for node in nodes if not _is_there(looks[node.name])]
-    dead = {node.name for node in absent if _lost(looks[node.name])}
+    dead = {node.name for node in absent if lost(looks[node.name])}
     for node in absent:
         if node.name not in dead:
             controller.vmstates_of(node.name).restore(looks[node.name].state, node.host)
@@ -374,8 +374,13 @@ def _is_there(look):
     return look.machine is not None and look.machine.state in _THERE
 
 
-def _lost(look):
-    """Why a machine that is not there can't be restored, or None."""
+def lost(look):
+    """
+    Why a machine that is not there can't be restored, or None.
+
+    :param Look look: what there is of it
+    :rtype: str | None
+    """
     if _is_there(look):
         return "it was not suspended"
     if look.state is None:
@@ -451,7 +456,7 @@ def _return(controller, node, host):
         if host not in (None, look.machine.host):
             raise InvalidInput(f"{node.name} is on {look.machine.host} already; resume it there, then migrate it")
         return Return(node, look.machine.host, None)
-    if trouble := _lost(look):
+    if trouble := lost(look):
         if node.state is State.FAILED:
             raise InvalidInput(f"{node.name} is failed ({node.reason}) and can't be resumed: {trouble}")
         raise ProviderError(

@@ -29,7 +29,7 @@ from collections import defaultdict
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from saltmarsh import slurmcommand
-from saltmarsh.errors import InvalidInput, SlurmError, Unreachable
+from saltmarsh.errors import SlurmError, Unreachable
 from saltmarsh.hostlist import fold
 from saltmarsh.slurmcommand import ask, run
 from saltmarsh.slurmtypes import LEAVING, SlurmJob, SlurmNode
@@ -322,13 +322,12 @@ def submit_lease(name, lease, cpus, memory):
     :param int memory: MiB
     :returns: the job's id
     :rtype: int
-    :raises InvalidInput: there is no such user
-    :raises SlurmError: slurmctld refuses it
+    :raises SlurmError: slurmctld refuses it, or there is no such user
     """
     try:
         group = pwd.getpwnam(lease.user).pw_gid
     except KeyError as err:
-        raise InvalidInput(f"elastic:lease:user: there is no user {lease.user} here") from err
+        raise SlurmError(f"elastic:lease:user: there is no user {lease.user} here") from err
     who = (f"--uid={lease.user}", f"--gid={group}", f"--account={lease.account}", f"--partition={lease.partition}")
     what = ("--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}", f"--mem={memory}", "--requeue", f"--job-name={name}")
     script = ("--chdir=/", "--output=/dev/null", "--export=NIL", "--wrap=exec /usr/bin/sleep infinity")
