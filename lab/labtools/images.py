@@ -194,21 +194,21 @@ def _put_library(root):
 
 
 def _kernel_and_initrd(root, target):
-    """An uncompressed kernel (PVH) and a 2 MB initrd boot in a third of the time under software emulation."""
+    """An unpacked kernel (PVH) and a 2 MB initrd boot in a third of the time under software emulation."""
     kernel = next((root / "boot").glob("vmlinuz-*"))
     version = kernel.name.removeprefix("vmlinuz-")
     (target / "vmlinux").write_bytes(_vmlinux(kernel.read_bytes()))
+    modules = root / "usr/lib/modules" / version
+    # Unpacked, too: what a node needs of NFS took it a second and more to unpack.
+    run("find", modules, "-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+")
+    run("chroot", root, "depmod", version)
     tree = target / "initrd"
     for directory in ("bin", "mod", "dev", "newroot"):
         (tree / directory).mkdir(parents=True)
     shutil.copy(shutil.which("busybox"), tree / "bin/busybox")
     shutil.copy(CHECKOUT / "image/initrd-init", tree / "init")
     (tree / "init").chmod(0o755)
-    module = next((root / "usr/lib/modules" / version).rglob("virtio_blk.ko*"))
-    data = module.read_bytes()
-    if module.suffix == ".xz":
-        data = subprocess.run(["xz", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
-    (tree / "mod/virtio_blk.ko").write_bytes(data)
+    shutil.copy(next(modules.rglob("virtio_blk.ko")), tree / "mod")
     names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
     archive = subprocess.run(
         ["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], input=names.encode(), cwd=tree,
