@@ -9,16 +9,17 @@ import functools
 import inspect
 import logging
 import os
-import re
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 
 import salt.utils.event
 from salt.exceptions import SaltException
 
 from saltmarsh import (
+    arguments,
     backfilling,
     breaker,
     checkpointing,
@@ -42,7 +43,6 @@ from saltmarsh.pools import parse_count_or_nodes, parse_nodes
 log = logging.getLogger(__name__)
 
 NUDGE = "saltmarsh/nudge"
-_LONGEST = 200
 
 
 def _command(function):
@@ -54,7 +54,8 @@ def _command(function):
         # Salt adds its own to what a reactor or an API passes.
         kwargs = {key: value for key, value in kwargs.items() if not key.startswith("__")}
         try:
-            return function(*_bound(signature, args, kwargs).args)
+            with _interrupted_by_signals():
+                return function(*_bound(signature, args, kwargs).args)
         except (SaltmarshError, SaltException, OSError) as err:
             return _error(str(err), 2 if isinstance(err, InvalidInput) else 1)
         except (KeyboardInterrupt, SystemExit):
@@ -63,6 +64,23 @@ def _command(function):
     # Salt looks through it, and answers a wrong or missing argument with all the documentation and exit status 0.
     del wrapper.__wrapped__
     return wrapper
+
+
+@contextmanager
+def _interrupted_by_signals():
+    """SIGINT and SIGTERM as KeyboardInterrupt: salt-run makes SystemExit of them, which Salt's loader may swallow."""
+    if not _is_salt_run():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _error(line, retcode):
@@ -113,11 +131,11 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
         salt-run elastic.grow vn[001-002] host=hv1 test=True
     """
     what = parse_count_or_nodes(what)
-    pool, host, map_out = _text("pool", pool), _text("host", host), _file("map_out", map_out)
-    timeout = _seconds("timeout", timeout)
-    test = _flag("test", test)
+    pool, host, map_out = arguments.text("pool", pool), arguments.text("host", host), _file("map_out", map_out)
+    timeout = arguments.seconds("timeout", timeout)
+    test = arguments.flag("test", test)
     controller = Controller.open(__opts__)
-    pool = pool or _pool_of(controller, what)
+    pool = pool or arguments.pool_of(controller.site, what)
     if test:
         return {"would grow": growing.plan(controller, what, pool, min, host)}
     recovery.recover_abandoned(controller)
@@ -150,11 +168,11 @@ def shrink(what, pool=None, force=False, timeout=shrinking.DRAIN_SECONDS, test=F
         salt-run elastic.shrink vn[003-004] force=True
     """
     what = parse_count_or_nodes(what)
-    pool = _text("pool", pool)
-    timeout = _seconds("timeout", timeout) or shrinking.DRAIN_SECONDS
-    force, test = _flag("force", force), _flag("test", test)
+    pool = arguments.text("pool", pool)
+    timeout = arguments.seconds("timeout", timeout) or shrinking.DRAIN_SECONDS
+    force, test = arguments.flag("force", force), arguments.flag("test", test)
     controller = Controller.open(__opts__)
-    pool = pool or _pool_of(controller, what)
+    pool = pool or arguments.pool_of(controller.site, what)
     if test:
         return {"would shrink": shrinking.plan(controller, what, pool)}
     recovery.recover_abandoned(controller)
@@ -190,8 +208,8 @@ def suspend(nodes, reason="", urgent=False, test=False):
         salt-run elastic.suspend vn001 reason='hv1 gets a new disk'
         salt-run elastic.suspend vn[001-004] test=True
     """
-    nodes, reason = parse_nodes(nodes), _line("reason", reason)
-    urgent, test = _flag("urgent", urgent), _flag("test", test)
+    nodes, reason = parse_nodes(nodes), arguments.line("reason", reason)
+    urgent, test = arguments.flag("urgent", urgent), arguments.flag("test", test)
     controller = Controller.open(__opts__)
     if test:
         return {"would suspend": suspending.plan(controller, nodes)}
@@ -221,7 +239,7 @@ def resume(nodes, host=None, test=False):
         salt-run elastic.resume vn001
         salt-run elastic.resume vn[001-002] host=hv2
     """
-    nodes, host, test = parse_nodes(nodes), _text("host", host), _flag("test", test)
+    nodes, host, test = parse_nodes(nodes), arguments.text("host", host), arguments.flag("test", test)
     controller = Controller.open(__opts__)
     leasing.refuse(controller, nodes)
     if test:
@@ -254,7 +272,12 @@ def migrate(nodes, host, live=False, test=False):
         salt-run elastic.migrate vn001 host=hv2
         salt-run elastic.migrate vn[001-002] host=hv2 live=True
     """
-    nodes, host, live, test = parse_nodes(nodes), _text("host", host), _flag("live", live), _flag("test", test)
+    nodes, host, live, test = (
+        parse_nodes(nodes),
+        arguments.text("host", host),
+        arguments.flag("live", live),
+        arguments.flag("test", test),
+    )
     controller = Controller.open(__opts__)
     if test:
         return {"would migrate": migrating.plan(controller, nodes, host, live)}
@@ -282,7 +305,7 @@ def checkpoint(node, reason="", test=False):
 
         salt-run elastic.checkpoint vn001 reason='before the big step'
     """
-    node, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    node, reason, test = arguments.one_node(node), arguments.line("reason", reason), arguments.flag("test", test)
     controller = Controller.open(__opts__)
     if test:
         return {"would checkpoint": checkpointing.plan(controller, node)}
@@ -304,7 +327,7 @@ def checkpoints(node):
 
         salt-run elastic.checkpoints vn001
     """
-    return checkpointing.listing(Controller.open(__opts__), _one(node))
+    return checkpointing.listing(Controller.open(__opts__), arguments.one_node(node))
 
 
 @_command
@@ -330,7 +353,7 @@ def restore(node, checkpoint, reason="", test=False):
 
         salt-run elastic.restore vn001 checkpoint=3
     """
-    node, reason, test = _one(node), _line("reason", reason), _flag("test", test)
+    node, reason, test = arguments.one_node(node), arguments.line("reason", reason), arguments.flag("test", test)
     controller = Controller.open(__opts__)
     if test:
         return {"would restore": checkpointing.plan_restore(controller, node, checkpoint)}
@@ -356,7 +379,7 @@ def discard(node, checkpoint, test=False):
 
         salt-run elastic.discard vn001 checkpoint=3
     """
-    node, test = _one(node), _flag("test", test)
+    node, test = arguments.one_node(node), arguments.flag("test", test)
     controller = Controller.open(__opts__)
     if test:
         return {"would discard": checkpointing.plan_discard(controller, node, checkpoint)}
@@ -387,7 +410,7 @@ def reconcile(grace=reconciling.GRACE, test=False):
         salt-run elastic.reconcile test=True
         salt-run elastic.reconcile grace=0
     """
-    grace, test = _natural("grace", grace), _flag("test", test)
+    grace, test = arguments.whole_seconds("grace", grace), arguments.flag("test", test)
     controller = Controller.open(__opts__)
     if not test:
         recovery.recover_abandoned(controller)
@@ -426,8 +449,8 @@ def backfill(verb, pool=None, target=None, force=False, timeout=shrinking.DRAIN_
         salt-run elastic.backfill status
         salt-run elastic.backfill stop pool=virtual
     """
-    pool, force, test = _text("pool", pool), _flag("force", force), _flag("test", test)
-    timeout = _seconds("timeout", timeout)
+    pool, force, test = arguments.text("pool", pool), arguments.flag("force", force), arguments.flag("test", test)
+    timeout = arguments.seconds("timeout", timeout)
     if verb not in ("start", "stop", "status"):
         raise InvalidInput(f"{verb!r}: expected start, stop or status")
     if target is None:
@@ -469,7 +492,7 @@ def timeline(out=None, since="1h"):
         salt-run elastic.timeline out=/root/timeline.html since=2h
         salt-run elastic.timeline --out json
     """
-    out, since, until = _file("out", out), _since(since), time.time()
+    out, since, until = _file("out", out), arguments.since(since), time.time()
     controller = Controller.open(__opts__)
     bars, _ = timelines.gather(controller, since, until)
     if out is None:
@@ -493,7 +516,7 @@ def report(since="1d"):
 
         salt-run elastic.report since=7d
     """
-    since, until = _since(since), time.time()
+    since, until = arguments.since(since), time.time()
     controller = Controller.open(__opts__)
     site = controller.site
     bars, runs = timelines.gather(controller, since, until)
@@ -554,7 +577,7 @@ def reset(pool):
         salt-run elastic.reset virtual
     """
     controller = Controller.open(__opts__)
-    pool = controller.site.pool(_text("pool", pool))
+    pool = controller.site.pool(arguments.text("pool", pool))
     return {pool.name: breaker.reset(controller, pool)}
 
 
@@ -572,7 +595,7 @@ def history(node):
 
         salt-run elastic.history vn001
     """
-    return reporting.history(Controller.open(__opts__), _one(node))
+    return reporting.history(Controller.open(__opts__), arguments.one_node(node))
 
 
 @_command
@@ -620,67 +643,8 @@ def _by():
     return __user__
 
 
-def _line(name, value):
-    """Text that Slurm and a log take as one line."""
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
-        raise InvalidInput(f"{name}={value!r}: expected one line of at most {_LONGEST} characters")
-    return value
-
-
-def _seconds(name, value):
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
-        return value
-    raise InvalidInput(f"{name}={value!r}: expected a number of seconds above 0")
-
-
-def _natural(name, value):
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise InvalidInput(f"{name}={value!r}: expected a whole number of seconds")
-
-
-def _since(value):
-    """A time in seconds since the epoch: so long ago, or one that is written out."""
-    if match := re.fullmatch(r"([0-9]{1,6})([smhd])", str(value)):
-        return time.time() - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-    try:
-        return datetime.fromisoformat(value).timestamp()
-    except (TypeError, ValueError) as err:
-        raise InvalidInput(f"since={value!r}: expected for example 30m, 12h, 7d or 2026-11-21T08:00") from err
-
-
-def _text(name, value):
-    if value is None or isinstance(value, str):
-        return value
-    raise InvalidInput(f"{name}={value!r}: expected text")
-
-
 def _file(name, value):
     # The master writes wherever it likes: nobody may tell it to who could not do so himself.
     if value is not None and not _is_salt_run():
         raise InvalidInput(f"{name}={value!r}: only salt-run on the controller writes files")
-    return _text(name, value)
-
-
-def _flag(name, value):
-    # Anything but a bool would count as true: force=maybe must not kill a job.
-    if isinstance(value, bool):
-        return value
-    raise InvalidInput(f"{name}={value!r}: expected True or False")
-
-
-def _pool_of(controller, what):
-    """The one pool that is meant where none is named, or None."""
-    if isinstance(what, int):
-        return None
-    pools = {controller.site.pool_of(name).name for name in what}
-    if len(pools) > 1:
-        raise InvalidInput(f"{what} are of several pools ({', '.join(sorted(pools))}): one at a time")
-    return pools.pop()
-
-
-def _one(node):
-    names = list(parse_nodes(node))
-    if len(names) != 1:
-        raise InvalidInput(f"{node!r}: expected the name of one node")
-    return names[0]
+    return arguments.text(name, value)

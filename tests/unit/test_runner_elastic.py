@@ -431,6 +431,7 @@ def test_a_signal_undoes_a_grow_and_is_one_line(runner, controller, minions, pil
 
 
 def _grow_for_ever(runner, minions, pillar, directory, answer):
+    sys.argv[0] = "salt-run"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, functools.partial(salt.scripts._handle_signals, None))
     controller = neighbours.controller(pillar, directory)
