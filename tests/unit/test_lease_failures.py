@@ -9,13 +9,14 @@ from views import assert_working, reasons
 from saltmarsh import leasehost, leasing
 from saltmarsh.backfilling import Backfill
 from saltmarsh.catching_up import catch_up
-from saltmarsh.errors import ProviderError, Unreachable
+from saltmarsh.errors import OperationFailed, ProviderError, Unreachable
 from saltmarsh.growing import grow
 from saltmarsh.leasehost import end, start
 from saltmarsh.leasing import bring_back, put_away
 from saltmarsh.machine import PowerState
 from saltmarsh.model import State
 from saltmarsh.pools import parse_nodes
+from saltmarsh.shrinking import shrink
 
 LEASE, JOB = 5, 17
 
@@ -124,6 +125,23 @@ def test_while_slurm_is_away_nothing_is_killed_and_the_program_fails(slurm, vmst
         ended("kill")
     assert vmstates.look("osg1").machine.state is PowerState.RUNNING
     assert slurm.killed == []
+
+
+def test_a_node_that_does_not_come_back_is_given_up_by_force_and_made_anew(controller, slurm, provider):
+    host = Host.of(controller, "hv1")
+    put_away(host, "osg1", "hv1 is wanted")
+    catch_up(controller)
+    provider.fail("gate", "osg1", "/home: no answer")
+    for _ in range(2):
+        with pytest.raises(OperationFailed, match="osg1 not back: osg1: /home: no answer"):
+            bring_back(host, "osg1")
+        assert catch_up(controller) == []
+    shrink(controller, parse_nodes("osg1"), "osg", force=True)
+    provider.mend("gate", "osg1")
+    bring_back(host, "osg1")
+    assert slurm.killed == [JOB]
+    Backfill(controller).look()
+    assert_working(controller, ["osg1"])
 
 
 # A host that dies
