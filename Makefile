@@ -27,7 +27,7 @@ test-openstack: $(READY) ## run the tests of the OpenStack driver, also on two r
 lint: $(READY) ## ruff, salt-lint, every SLS renders, changelog, reference
 	@tools/lint
 
-demo: python ## boot the lab, grow two nodes, run jobs, suspend and resume one, shrink, print the seconds
+demo: python ## boot the lab, grow two nodes, run jobs, suspend and resume, step aside, shrink, draw it
 	@lab/demo
 
 bench: $(READY) ## print the table of ratios
