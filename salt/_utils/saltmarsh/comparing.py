@@ -58,7 +58,7 @@ class Repair(enum.StrEnum):
 # What can't be taken back waits until the difference has lasted.
 PATIENT = frozenset({Repair.FAIL, Repair.REMOVE})
 # What follows from the ledger and Slurm alone, and for which somebody may be waiting.
-URGENT = frozenset({Repair.GROW, Repair.SHRINK, Repair.RELEASE, Repair.PARK, Repair.OFFER})
+URGENT = frozenset({Repair.GROW, Repair.SHRINK, Repair.RELEASE, Repair.PARK})
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def compare(snapshot):
         for name in free:
             found += _free(snapshot, pool, name)
         if pool.on_demand and isinstance(snapshot.slurm, dict):
-            found += _on_demand(snapshot, pool, [snapshot.slurm[name] for name in free if name in snapshot.slurm])
+            makeable = [name for name in free if name in snapshot.slurm and name not in snapshot.taken]
+            found += _on_demand(snapshot, pool, [snapshot.slurm[name] for name in makeable])
     for name, seen in snapshot.machines.items():
         if name not in free_of_pools and name not in snapshot.nodes:
             found.append(Finding(name, f"a machine of this cluster {_on(seen)}, and no pool has its name"))
@@ -226,9 +227,23 @@ def _free(snapshot, pool, name):
     elif left:
         unsure = answers is None or snapshot.doubt(pool.name)
         yield finding(" and ".join(left), None if unsure else Repair.REMOVE)
-    elif isinstance(snapshot.slurm, dict):
+    elif name in snapshot.taken:
+        yield finding(f"there is {snapshot.taken[name]}")
+    if not isinstance(snapshot.slurm, dict):
+        return
+    if name in snapshot.taken:
+        yield from _can_not_be_made(snapshot.slurm.get(name), finding)
+    elif not left:
         may_grow = pool.on_demand and pool.name not in snapshot.stops
         yield from _free_in_slurm(snapshot.slurm.get(name), pool, may_grow, finding)
+
+
+def _can_not_be_made(node, finding):
+    """Jobs wait for no machine that can't be made, as something is in its way."""
+    if node and node.wanted:
+        yield finding(f"Slurm waits for it, and it can't be made ({node.state})", Repair.RELEASE)
+    elif node and node.startable:
+        yield finding(f"Slurm would start it, and it can't be made ({node.state})", Repair.PARK)
 
 
 def _free_in_slurm(node, pool, may_grow, finding):

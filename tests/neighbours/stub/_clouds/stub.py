@@ -50,6 +50,8 @@ def create(vm_):
     host = vm_.get("host") or __opts__["providers"][alias]["stub"]["hosts"][0]
     _see(host)
     _show("create", name)
+    if (_store() / "others" / name).exists():
+        raise SaltCloudExecutionFailure(f"{host} already has a domain {name}")
     if (_store() / "volumes" / name).exists():
         raise SaltCloudExecutionFailure(
             f"{host}: storage pool nodes has {name}.lab.qcow2, but there is no domain {name}"
@@ -123,6 +125,7 @@ def inventory(call=None):
         "saved": {path.name.partition(".")[0]: path.stat().st_size for path in (_store() / "states").glob("*.state")},
         "silent": silent,
         "strays": {path.name for path in (_store() / "volumes").iterdir()},
+        "others": {path.name for path in (_store() / "others").iterdir()},
     }
 
 
