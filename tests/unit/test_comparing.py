@@ -363,7 +363,7 @@ SLURM = {
     ("UNKNOWN", "CLOUD", "NOT_RESPONDING"): "its slurmd does not answer",
     ("UNKNOWN", "CLOUD"): "Slurm has not heard of it since slurmctld started",
     ("IDLE", "CLOUD", "INVALID_REG"): "Slurm refuses its registration: less memory or CPUs than configured",
-    ("IDLE", "CLOUD", "COMPLETING"): "a job of it does not end",
+    ("IDLE", "CLOUD", "COMPLETING"): "",
     ("IDLE", "CLOUD", "POWERING_UP"): "Slurm waits for it to boot",
     ("IDLE", "CLOUD", "POWERING_DOWN"): "Slurm is giving it up",
     ("DOWN", "CLOUD"): "it is down in Slurm",

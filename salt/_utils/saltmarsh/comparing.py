@@ -34,7 +34,6 @@ _SILENT_STATES = {
     "REBOOT_ISSUED": "it reboots for Slurm",
     "POWER_DOWN": "Slurm is about to give it up",
     "POWER_DRAIN": "Slurm gives it up when its jobs have ended",
-    "COMPLETING": "a job of it does not end",
     "DRAIN": "it is drained",
     "MAINTENANCE": "it is reserved for maintenance",
 }
@@ -55,6 +54,9 @@ class Repair(enum.StrEnum):
     PLACE = "write down where it is"
 
 
+ENDING = 300
+"""Seconds in which the jobs of a node may end: Slurm kills what does not, and runs the Epilog."""
+
 # What can't be taken back waits until the difference has lasted.
 PATIENT = frozenset({Repair.FAIL, Repair.REMOVE})
 # What follows from the ledger and Slurm alone, and for which somebody may be waiting.
@@ -63,12 +65,17 @@ URGENT = frozenset({Repair.GROW, Repair.SHRINK, Repair.RELEASE, Repair.PARK})
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that differs: of which node (or machine, or host), what it is, and what would mend it, if anything."""
+    """
+    Something that differs: of which node (or machine, or host), what it is, and what would mend it, if anything.
+
+    Before it has lasted for ``patience`` seconds it is nothing to speak of.
+    """
 
     subject: str
     why: str
     repair: Repair | None = None
     pool: str | None = None
+    patience: float = 0
 
 
 def compare(snapshot):
@@ -167,6 +174,8 @@ def _ready(snapshot, node, seen):
         yield finding(f"it is on {seen[0].host}, not on {node.host}", Repair.PLACE)
     if trouble:
         yield finding(trouble, _given_up(snapshot, node))
+    if answers and "COMPLETING" in snapshot.slurm[node.name].states:
+        yield Finding(node.name, f"a job does not end: {snapshot.slurm[node.name].state}", None, node.pool, ENDING)
     # The stand-in's: its host has put it away and the ledger will learn it, or Slurm is reminded (standin).
     if answers and snapshot.slurm[node.name].address not in (node.address, snapshot.site.controller.address):
         yield finding(f"Slurm has it at {snapshot.slurm[node.name].address}, not at {node.address}", Repair.ADDRESS)
