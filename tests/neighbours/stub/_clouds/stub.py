@@ -75,7 +75,8 @@ def create(vm_):
 def destroy(name, call=None, host=None):
     if call == "function":
         raise SaltCloudSystemExit("destroy is for machines")
-    hosts = [host] if host else get_configured_provider()["hosts"]
+    configured = get_configured_provider()["hosts"]
+    hosts = [host] if host in configured else configured
     for each in hosts:
         _see(each)
     _show("destroy", name)
