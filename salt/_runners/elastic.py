@@ -106,7 +106,8 @@ def grow(what, pool=None, min=None, host=None, timeout=None, map_out=None, test=
     number is asked for, suspended nodes without jobs in their memory are resumed first.
 
     what
-        How many, or which: a number or a hostlist.
+        How many, or which: a number or a hostlist. A number passes over free names for which there is a machine, a
+        state file or volumes already.
     pool
         The pool; may be left out where there is only one, or where nodes are named.
     min

@@ -33,10 +33,8 @@ the authority's certificate is known:
   x509.certificate_managed:
     - makedirs: True
     - ca_server: {{ hypervisor.authority }}
-    - signing_policy: libvirt
+    - signing_policy: {{ grains.id }}
     - private_key: /etc/pki/libvirt/private/{{ end }}key.pem
-    - CN: {{ grains.id }}
-    - subjectAltName: DNS:{{ grains.id }}
     - days_remaining: 30
     - require:
       - x509: /etc/pki/libvirt/private/{{ end }}key.pem
@@ -58,10 +56,8 @@ the authority's certificate is known:
 /etc/pki/qemu/server-cert.pem:
   x509.certificate_managed:
     - ca_server: {{ hypervisor.authority }}
-    - signing_policy: libvirt
+    - signing_policy: {{ grains.id }}
     - private_key: /etc/pki/qemu/server-key.pem
-    - CN: {{ grains.id }}
-    - subjectAltName: DNS:{{ grains.id }}
     - days_remaining: 30
     - require:
       - x509: /etc/pki/qemu/server-key.pem

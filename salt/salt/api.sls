@@ -25,6 +25,7 @@ include:
     - private_key: {{ api.directory }}/server.key
     - CN: {{ api.names[0] }}
     - subjectAltName: {{ (['IP:' ~ api.address] + api.names | map('regex_replace', '^', 'DNS:') | list) | join(', ') }}
+    - authorityKeyIdentifier: keyid:always
     - keyUsage: critical digitalSignature
     - extendedKeyUsage: serverAuth
     - days_valid: 365

@@ -61,7 +61,15 @@ class Provider:
             },
         }
         waiting, rejected = self.keys.with_name("minions_pre"), self.keys.with_name("minions_rejected")
-        for path in (self.machine_files, self.volumes, self.store / "faults", self.keys, waiting, rejected):
+        for path in (
+            self.machine_files,
+            self.volumes,
+            self.others,
+            self.store / "faults",
+            self.keys,
+            waiting,
+            rejected,
+        ):
             path.mkdir(parents=True, exist_ok=True)
         for name, content in settings.items():
             path = directory / name
@@ -77,6 +85,11 @@ class Provider:
     def volumes(self):
         """The directory with one file for each machine that is gone and whose volumes are not."""
         return self.store / "volumes"
+
+    @property
+    def others(self):
+        """The directory with one file for each machine that is somebody else's."""
+        return self.store / "others"
 
     def machines(self):
         """The machines that exist: what salt-cloud handed over for each, by name."""

@@ -103,6 +103,14 @@ class Slurm:
         """A slurmd does not answer any more; its jobs go on until SlurmdTimeout."""
         self._set([name], states=self._nodes[name].states | {"NOT_RESPONDING"})
 
+    def complete(self, name):
+        """A job of a node has ended, and something of it is still there."""
+        self._set([name], states=self._nodes[name].states | {"COMPLETING"})
+
+    def completed(self, name):
+        """Nothing is there any more of jobs that have ended."""
+        self._set([name], states=self._nodes[name].states - {"COMPLETING"})
+
     def usable(self, name):
         """Whether a job could start on a node, or runs there."""
         return self._nodes[name].registered and "DRAIN" not in self._nodes[name].states

@@ -117,7 +117,7 @@ class Hour:
         provider = controller.minions.provider
         taken = {node.name for node in controller.ledger.nodes()} | provider.machines().keys()
         if free := set(controller.site.pool("osg").nodes) - taken:
-            name = max(free)  # it keeps nobody from the others
+            name = self.dice.choice(sorted(free))
             if self.dice.random() < 0.5:
                 provider.add(name)
             else:

@@ -27,6 +27,7 @@ class Place:
         self.saved = {}
         self.silent = {}
         self.strays = set()
+        self.others = set()
         self.dead = None
         self.slurm = {
             name: SlurmNode(name, frozenset(AWAY), NOT_GROWN, pool.address_of(name), (), (), 1, 1, 0)
@@ -63,7 +64,9 @@ class Place:
         self.slurm[name] = dataclasses.replace(self.slurm[name], states=frozenset(states), **changes)
 
     def look(self):
-        inventory = Inventory(tuple(self.machines), self.saved, self.silent, frozenset(self.strays))
+        inventory = Inventory(
+            tuple(self.machines), self.saved, self.silent, frozenset(self.strays), frozenset(self.others)
+        )
         return Snapshot(
             at=2.0,
             site=self.site,
@@ -181,6 +184,9 @@ FREE = {
         lambda place: (place.strays.add("osg1"), place.in_slurm("osg1", *UP)),
         f"{NOBODYS}there are volumes of a machine and its slurmd answers: is it at work?", None,
     ),
+    "somebody else has a machine of this name": (
+        lambda place: place.others.add("osg1"), f"{NOBODYS}there is a machine that is not this cluster's", None,
+    ),
     "it is not shut out of the tunnel": (
         lambda place: place.tunnel.add("osg1"), f"{NOBODYS}it may enter the tunnel", Repair.REMOVE,
     ),
@@ -236,6 +242,24 @@ def test_what_is_left_of_a_free_name_is_told_and_cleared(place, spoil, why, repa
     spoil(place)
     ((subject, text, how),) = found(place)
     assert (subject, text[: len(why)], how) == ("osg1", why, repair)
+
+
+STILL_THERE = {
+    "a machine": (lambda place: place.machine(), Repair.REMOVE),
+    "volumes": (lambda place: place.strays.add("osg1"), Repair.REMOVE),
+    "a state file": (lambda place: place.saved.update(osg1=7), None),
+    "somebody else's machine": (lambda place: place.others.add("osg1"), None),
+}
+
+
+@pytest.mark.parametrize(("put", "repair"), STILL_THERE.values(), ids=STILL_THERE)
+def test_slurm_neither_starts_nor_waits_for_a_node_with_something_in_its_way(place, put, repair):
+    place.free()
+    put(place)
+    place.in_slurm("osg1", "IDLE", "CLOUD", "POWERED_DOWN")
+    assert {how for _, _, how in found(place)} == {repair, Repair.PARK}
+    place.in_slurm("osg1", "MIXED", "CLOUD", "POWERING_UP")
+    assert {how for _, _, how in found(place)} == {repair, Repair.RELEASE}
 
 
 # Doubt: whatever seems to differ, nothing that can't be taken back is done while somebody does not answer.
@@ -339,7 +363,7 @@ SLURM = {
     ("UNKNOWN", "CLOUD", "NOT_RESPONDING"): "its slurmd does not answer",
     ("UNKNOWN", "CLOUD"): "Slurm has not heard of it since slurmctld started",
     ("IDLE", "CLOUD", "INVALID_REG"): "Slurm refuses its registration: less memory or CPUs than configured",
-    ("IDLE", "CLOUD", "COMPLETING"): "a job of it does not end",
+    ("IDLE", "CLOUD", "COMPLETING"): "",
     ("IDLE", "CLOUD", "POWERING_UP"): "Slurm waits for it to boot",
     ("IDLE", "CLOUD", "POWERING_DOWN"): "Slurm is giving it up",
     ("DOWN", "CLOUD"): "it is down in Slurm",

@@ -224,10 +224,31 @@ def test_a_name_whose_key_is_still_accepted_is_not_freed(controller, provider, m
 def test_a_machine_that_somebody_else_made_is_not_touched(controller, provider):
     provider.add("osg2")
     with pytest.raises(ProviderError, match=r"^osg2: exists already at stub, though the ledger"):
-        grow(controller, 3, "osg")
+        grow(controller, parse_nodes("osg[1-3]"), "osg")
     assert set(provider.machines()) == {"osg2"}
     assert states(controller) == {}
     assert set(grow(controller, parse_nodes("osg[1,3]"), "osg")["nodes"]) == {"osg1", "osg3"}
+
+
+IN_THE_WAY = {
+    "a machine is left over": (lambda provider: provider.add("osg1"), "a machine on hv1"),
+    "volumes are left over": (lambda provider: (provider.volumes / "osg1").touch(), "volumes of a machine"),
+    "somebody else has a machine of this name": (
+        lambda provider: (provider.others / "osg1").touch(), "a machine that is not this cluster's",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("put", "what"), IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_a_number_of_nodes_takes_the_next_names_where_something_is_in_the_way_of_one(controller, provider, put, what):
+    put(provider)
+    said = []
+    assert plan(controller, 2, "osg")["passed over"] == {"osg1": what}
+    assert set(grow(controller, 2, "osg", say=said.append)["nodes"]) == {"osg2", "osg3"}
+    assert said[0] == f"passed over: osg1: {what}, of which the ledger does not know"
+    with pytest.raises(NotEnoughFree, match=rf"^pool osg: 1 of 4 names free, 2 asked for; not counted: osg1: {what}$"):
+        grow(controller, 2, "osg")
+    assert set(grow(controller, 2, "osg", minimum=1)["nodes"]) == {"osg4"}
 
 
 def test_a_node_that_slurm_uses_although_the_ledger_has_it_free_keeps_its_job(controller, slurm):
@@ -478,7 +499,7 @@ def test_a_plan_is_what_grow_then_does_and_changes_nothing(controller, provider,
 def test_a_plan_says_that_a_machine_exists(controller, provider):
     provider.add("osg1")
     with pytest.raises(ProviderError, match=r"^osg1: exists already"):
-        plan(controller, 1, "osg")
+        plan(controller, parse_nodes("osg1"), "osg")
 
 
 def test_growing_waits_as_long_as_the_pool_says(pillar, tmp_path):

@@ -369,6 +369,13 @@ def test_destroying_is_not_proven_while_a_host_is_down(make, dead):
     hypervisors.destroy("vn001", host="hv1")
 
 
+def test_what_was_on_a_host_that_was_taken_out_is_gone_once_no_other_host_has_it(hypervisors):
+    create(hypervisors, 1, host="hv2")
+    hypervisors.destroy("vn001", host="hv9")
+    assert hypervisors.machines() == []
+    hypervisors.destroy("vn001", host="hv9")
+
+
 def test_a_machine_that_may_be_on_a_host_that_is_down_is_not_said_to_be_missing(make, dead):
     hypervisors = make({}, dead)
     with pytest.raises(Unreachable, match="vn001 was not found, but: hv2 can't be reached"):

@@ -48,6 +48,12 @@ def test_each_machine_of_this_cluster_is_told_with_its_host_and_state_and_no_oth
     assert (found.saved, found.silent) == ({}, {})
 
 
+def test_what_keeps_a_machine_from_being_made_is_told_by_its_name(make):
+    hypervisors = make({"foreign": {"web": 512}}, {})
+    create(hypervisors, 1, host="hv2")
+    assert inventory(hypervisors).taken == {"web": "a machine that is not this cluster's", "vn001": "a machine on hv2"}
+
+
 def test_a_host_that_does_not_answer_is_told_and_the_others_machines_are_there(make, monkeypatch):
     monkeypatch.setattr(libvirt_link, "CONNECT_TIMEOUT", 0.5)
     hypervisors = make({}, "qemu+tcp://127.0.0.1:9/system")

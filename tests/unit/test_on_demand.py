@@ -222,6 +222,19 @@ def test_a_node_that_an_administrator_has_set_down_is_not_offered(controller, sl
     assert startable(controller) == {"osg2", "osg3", "osg4"}
 
 
+def test_slurm_starts_no_node_whose_machine_can_not_be_made(controller, slurm, provider):
+    (provider.others / "osg1").touch()
+    slurm.want("osg1", job=17)
+    reconcile(controller)
+    assert slurm.killed == [17]  # back in the queue
+    rest(controller)
+    assert startable(controller) == {"osg2", "osg3", "osg4"}
+    (provider.others / "osg1").unlink()
+    shrink(controller, grow(controller, 1, "osg")["nodes"], "osg")
+    rest(controller)
+    assert "osg1" in startable(controller)
+
+
 def test_a_pool_that_is_no_longer_on_demand_is_parked(controller, pillar, tmp_path):
     object.__setattr__(controller.site.pools["osg"], "on_demand", False)
     reconcile(controller)

@@ -8,7 +8,7 @@ import pytest
 from views import assert_undone, reasons, states, traces
 
 from saltmarsh import mending, reconciling, recovery, reporting
-from saltmarsh.comparing import Repair
+from saltmarsh.comparing import ENDING, Repair
 from saltmarsh.errors import OperationFailed, SlurmError
 from saltmarsh.growing import grow
 from saltmarsh.model import State
@@ -217,6 +217,22 @@ def test_since_when_something_is_unknown_does_not_change_with_the_words_of_the_e
     clock.pass_(30)
     provider.fail("host", "hv1", "connection refused")
     assert {each.since for each, _ in reconcile(controller)} == first == {1_000_000.0}
+
+
+def test_that_a_job_does_not_end_is_told_once_it_has_lasted(controller, slurm, grown, clock):
+    slurm.complete("osg1")
+    for _ in range(ENDING // 15):
+        assert reconcile(controller) == []
+        assert "trouble" not in reporting.status(controller)["osg1"]
+        clock.pass_(15)
+    ((told, due),) = reconcile(controller)
+    assert (told.finding.subject, told.since, due) == ("osg1", 1_000_000.0, False)
+    (line,) = reporting.status(controller)["osg1"]["trouble"]
+    assert line.startswith("a job does not end: IDLE+CLOUD+COMPLETING (since ")
+    slurm.completed("osg1")
+    assert reconcile(controller) == []
+    slurm.complete("osg1")
+    assert reconcile(controller) == []
 
 
 @pytest.mark.parametrize("why", ["no answer", "half an answer"])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import neighbours
 import pytest
 from views import assert_undone, error_of, states, traces
 
@@ -34,6 +35,23 @@ def test_shrink_returns_names_of_which_nothing_is_left(controller, grown):
     assert shrink(controller, 4, "osg") == ["osg1", "osg2", "osg3", "osg4"]
     assert_undone(controller)
     assert [operation.outcome for operation in controller.ledger.operations(unfinished=False)] == ["done", "done"]
+
+
+def test_a_node_on_a_host_that_is_silent_stays_until_the_host_is_taken_out(
+    controller, provider, slurm, pillar, tmp_path
+):
+    grow(controller, 1, "osg", host="hv1")
+    provider.fail("host", "hv1", "it burnt down")
+    slurm.down(["osg1"], "Not responding")
+    slurm.keep_in(tmp_path / "slurm")
+    with pytest.raises(OperationFailed, match="osg1: not proven gone: hv1 can't be reached: it burnt down"):
+        shrink(controller, parse_nodes("osg1"), "osg", force=True)
+    del pillar["elastic"]["hosts"]["hv1"]
+    without = neighbours.controller(pillar, tmp_path)
+    without.slurm.keep_in(tmp_path / "slurm")
+    assert shrink(without, parse_nodes("osg1"), "osg", force=True) == ["osg1"]
+    assert states(without) == {}
+    without.ledger.close()
 
 
 def test_history_tells_the_way_of_a_node_and_why(controller, grown):

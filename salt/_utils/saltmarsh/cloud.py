@@ -106,7 +106,8 @@ class Cloud:
         found = self._ask(provider, "inventory")
         try:
             machines = tuple(Seen(each["name"], each["host"], PowerState(each["state"])) for each in found["machines"])
-            return Inventory(machines, dict(found["saved"]), dict(found["silent"]), frozenset(found["strays"]))
+            strays, others = frozenset(found["strays"]), frozenset(found["others"])
+            return Inventory(machines, dict(found["saved"]), dict(found["silent"]), strays, others)
         except (KeyError, TypeError, ValueError) as err:
             raise Unreachable(f"provider {_alias(provider)}: its inventory makes no sense: {err!r}") from err
 

@@ -34,7 +34,6 @@ _SILENT_STATES = {
     "REBOOT_ISSUED": "it reboots for Slurm",
     "POWER_DOWN": "Slurm is about to give it up",
     "POWER_DRAIN": "Slurm gives it up when its jobs have ended",
-    "COMPLETING": "a job of it does not end",
     "DRAIN": "it is drained",
     "MAINTENANCE": "it is reserved for maintenance",
 }
@@ -55,20 +54,28 @@ class Repair(enum.StrEnum):
     PLACE = "write down where it is"
 
 
+ENDING = 300
+"""Seconds in which the jobs of a node may end: Slurm kills what does not, and runs the Epilog."""
+
 # What can't be taken back waits until the difference has lasted.
 PATIENT = frozenset({Repair.FAIL, Repair.REMOVE})
 # What follows from the ledger and Slurm alone, and for which somebody may be waiting.
-URGENT = frozenset({Repair.GROW, Repair.SHRINK, Repair.RELEASE, Repair.PARK, Repair.OFFER})
+URGENT = frozenset({Repair.GROW, Repair.SHRINK, Repair.RELEASE, Repair.PARK})
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that differs: of which node (or machine, or host), what it is, and what would mend it, if anything."""
+    """
+    Something that differs: of which node (or machine, or host), what it is, and what would mend it, if anything.
+
+    Before it has lasted for ``patience`` seconds it is nothing to speak of.
+    """
 
     subject: str
     why: str
     repair: Repair | None = None
     pool: str | None = None
+    patience: float = 0
 
 
 def compare(snapshot):
@@ -92,7 +99,8 @@ def compare(snapshot):
         for name in free:
             found += _free(snapshot, pool, name)
         if pool.on_demand and isinstance(snapshot.slurm, dict):
-            found += _on_demand(snapshot, pool, [snapshot.slurm[name] for name in free if name in snapshot.slurm])
+            makeable = [name for name in free if name in snapshot.slurm and name not in snapshot.taken]
+            found += _on_demand(snapshot, pool, [snapshot.slurm[name] for name in makeable])
     for name, seen in snapshot.machines.items():
         if name not in free_of_pools and name not in snapshot.nodes:
             found.append(Finding(name, f"a machine of this cluster {_on(seen)}, and no pool has its name"))
@@ -166,6 +174,8 @@ def _ready(snapshot, node, seen):
         yield finding(f"it is on {seen[0].host}, not on {node.host}", Repair.PLACE)
     if trouble:
         yield finding(trouble, _given_up(snapshot, node))
+    if answers and "COMPLETING" in snapshot.slurm[node.name].states:
+        yield Finding(node.name, f"a job does not end: {snapshot.slurm[node.name].state}", None, node.pool, ENDING)
     # The stand-in's: its host has put it away and the ledger will learn it, or Slurm is reminded (standin).
     if answers and snapshot.slurm[node.name].address not in (node.address, snapshot.site.controller.address):
         yield finding(f"Slurm has it at {snapshot.slurm[node.name].address}, not at {node.address}", Repair.ADDRESS)
@@ -226,9 +236,23 @@ def _free(snapshot, pool, name):
     elif left:
         unsure = answers is None or snapshot.doubt(pool.name)
         yield finding(" and ".join(left), None if unsure else Repair.REMOVE)
-    elif isinstance(snapshot.slurm, dict):
+    elif name in snapshot.taken:
+        yield finding(f"there is {snapshot.taken[name]}")
+    if not isinstance(snapshot.slurm, dict):
+        return
+    if name in snapshot.taken:
+        yield from _can_not_be_made(snapshot.slurm.get(name), finding)
+    elif not left:
         may_grow = pool.on_demand and pool.name not in snapshot.stops
         yield from _free_in_slurm(snapshot.slurm.get(name), pool, may_grow, finding)
+
+
+def _can_not_be_made(node, finding):
+    """Jobs wait for no machine that can't be made, as something is in its way."""
+    if node and node.wanted:
+        yield finding(f"Slurm waits for it, and it can't be made ({node.state})", Repair.RELEASE)
+    elif node and node.startable:
+        yield finding(f"Slurm would start it, and it can't be made ({node.state})", Repair.PARK)
 
 
 def _free_in_slurm(node, pool, may_grow, finding):

@@ -11,6 +11,7 @@ from saltmarsh.cloud import render_map
 from saltmarsh.errors import (
     InvalidInput,
     NoCapacity,
+    NotEnoughFree,
     OperationFailed,
     ProviderError,
     QuotaExceeded,
@@ -38,7 +39,7 @@ def plan(controller, what, pool=None, minimum=None, host=None):
     """
     What :func:`grow` would do, and nothing else; the same arguments and errors.
 
-    :returns: the nodes with their addresses, and the map that would be run
+    :returns: the nodes with their addresses, and the map that would be run; which free names can't be used, if any
     :rtype: dict
     """
     pool = _pool(controller, what, pool, minimum, host)
@@ -47,18 +48,20 @@ def plan(controller, what, pool=None, minimum=None, host=None):
     would = {"resume": asleep} if asleep else {}
     if asleep and not more:
         return would
-    names, profiles = _checked(controller, more, pool, least, host)
-    addresses = {name: pool.address_of(name) for name in names}
+    claim, profiles = _checked(controller, more, pool, least, host)
+    addresses = {name: pool.address_of(name) for name in controller.ledger.claimable(pool, **claim)}
     rendered = render_map(pool, addresses, _hypervisor(controller, host), profiles[0])
     controller.cloud.plan(rendered)
-    return would | {"nodes": addresses, "map": rendered}
+    passed_over = {"passed over": claim["but"]} if claim["but"] else {}
+    return would | passed_over | {"nodes": addresses, "map": rendered}
 
 
 def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, map_out=None, say=log.info):
     """
     Create nodes and bring them into Slurm; returns when Slurm can use them.
 
-    Suspended nodes of the pool that have no job in their memory come first: to resume one takes seconds.
+    Suspended nodes of the pool that have no job in their memory come first: to resume one takes seconds. Of free names,
+    those are passed over under which a provider has something that the ledger does not know.
 
     :param Controller controller: what to act through
     :param what: how many (int), or which (NodeSet)
@@ -93,8 +96,10 @@ def grow(controller, what, pool=None, *, minimum=None, host=None, timeout=None, 
 
 
 def _grow(controller, what, pool, minimum, host, timeout, map_out, say):
-    _, profiles = _checked(controller, what, pool, minimum, host)
-    operation, nodes = controller.ledger.claim("grow", pool, **_claim(what, minimum))
+    claim, profiles = _checked(controller, what, pool, minimum, host)
+    for line in fold_words(claim["but"]):
+        say(f"passed over: {line}, of which the ledger does not know")
+    operation, nodes = controller.ledger.claim("grow", pool, **claim)
     growth = _Growth(controller, pool, operation, nodes, minimum or len(nodes), say)
     try:
         growth.create(profiles, _hypervisor(controller, host), map_out)
@@ -444,16 +449,26 @@ def _hypervisor(controller, host):
 
 
 def _checked(controller, what, pool, minimum, host):
-    """The names that would be taken, and the profiles by which they can be made, if nothing stands against it."""
+    """How names are to be claimed, and the profiles by which they can be made, if nothing stands against it."""
     breaker.check(controller, pool)
-    names = controller.ledger.claimable(pool, **_claim(what, minimum))
+    claim = {"count" if isinstance(what, int) else "names": what, "minimum": minimum, "but": {}}
+    controller.ledger.claimable(pool, **claim)
     profiles = controller.cloud.check(pool, host)
     controller.slurm.ping()
-    return names, profiles
+    if isinstance(what, int):
+        claim["but"] = _taken(controller, pool, profiles)
+        try:
+            controller.ledger.claimable(pool, **claim)
+        except NotEnoughFree as err:
+            raise NotEnoughFree(f"{err}; not counted: {'; '.join(fold_words(claim['but']))}") from err
+    return claim, profiles
 
 
-def _claim(what, minimum):
-    return {"count": what, "minimum": minimum} if isinstance(what, int) else {"names": what, "minimum": minimum}
+def _taken(controller, pool, profiles):
+    """Free names of a pool under which no machine can be made, and what is in the way."""
+    free = controller.ledger.free_names(pool)
+    inventories = [controller.cloud.inventory(profile) for profile in profiles]
+    return {name: why for each in inventories for name, why in each.taken.items() if name in free}
 
 
 def _write_map(path, rendered):

@@ -216,12 +216,12 @@ class Hypervisors:
         Nothing happens to a machine that isn't there or isn't this cluster's.
 
         :param str name: the machine
-        :param str host: the only host to look at; all if not given
+        :param str host: the only host to look at; all if not given, or if it is no host of this provider any more
         :raises Unreachable: a host doesn't answer, so it isn't known to be gone; it is removed from all that do
         :raises ProviderError: a host can't remove it
         """
         silent = []
-        for each in [host] if host else self.config.hosts:
+        for each in [host] if host in self.config.hosts else self.config.hosts:
             try:
                 [connection] = self.connect([each]).values()
                 self._remove(each, connection, name)

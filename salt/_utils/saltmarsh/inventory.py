@@ -52,7 +52,8 @@ def inventory(hypervisors):
     if alone:
         alone &= _owners_now(hypervisors, {host: connections[host] for host in seen}, silent)
     machines = tuple(machine for each in seen.values() for machine in each.machines)
-    return Inventory(machines, saved, silent, frozenset(alone))
+    others = set().union(*(each.domains for each in seen.values())).difference(machine.name for machine in machines)
+    return Inventory(machines, saved, silent, frozenset(alone), frozenset(others))
 
 
 @dataclass

@@ -55,7 +55,7 @@ class Ledger:
         """Close the file; the ledger can't be used any more."""
         self._database.close()
 
-    def claim(self, verb, pool, *, count=None, names=None, minimum=None, reason=""):
+    def claim(self, verb, pool, *, count=None, names=None, minimum=None, but=(), reason=""):
         """
         Begin an operation on free names of a pool: the first ``count`` in the pool's order, or exactly ``names``.
 
@@ -64,6 +64,7 @@ class Ledger:
         :param int count: how many
         :param names: which, instead of ``count``: an iterable of names such as a NodeSet
         :param int minimum: be content with so many if there are not more; by default it is all or none
+        :param but: names that are not to be taken
         :param str reason: why, for the history
         :returns: the operation, and its nodes, claimed, in the pool's order
         :rtype: tuple[Operation, tuple[Node, ...]]
@@ -72,7 +73,7 @@ class Ledger:
         :raises Conflict: a name is taken, or another node has the address that pillar gives it
         """
         with self._transaction() as database:
-            chosen = _choose(database, pool, count, names, minimum)
+            chosen = _choose(database, pool, count, names, minimum, but)
             operation = _insert_operation(database, verb, pool.name, chosen)
             at = operation.started
             nodes = tuple(
@@ -83,14 +84,14 @@ class Ledger:
             _record(database, [(name, at, State.FREE, State.CLAIMED, None, reason, operation.id) for name in chosen])
         return operation, nodes
 
-    def claimable(self, pool, *, count=None, names=None, minimum=None):
+    def claimable(self, pool, *, count=None, names=None, minimum=None, but=()):
         """
         The names that :meth:`claim` would take now, in the pool's order; takes none. Arguments and errors are the same.
 
         :rtype: tuple[str, ...]
         """
         with self._transaction() as database:
-            return tuple(_choose(database, pool, count, names, minimum))
+            return tuple(_choose(database, pool, count, names, minimum, but))
 
     def begin(self, verb, pool, names, *, expect, to, reason="", at=None):
         """
@@ -297,7 +298,7 @@ class Ledger:
             yield self._database
 
 
-def _choose(database, pool, count, names, minimum):
+def _choose(database, pool, count, names, minimum, but):
     """The names that a claim with these arguments takes."""
     eligible = set(pool.nodes if names is None else names)
     asked = len(eligible) if count is None else count
@@ -309,11 +310,11 @@ def _choose(database, pool, count, names, minimum):
     rows = {row["name"]: row for row in database.execute("SELECT * FROM nodes")}
     if names is not None and minimum is None and not eligible.isdisjoint(rows):
         raise Conflict(f"pool {pool.name}: not free: {_states(eligible & rows.keys(), rows)}")
-    return _first_free(pool, eligible, rows, asked, least)
+    return _first_free(pool, eligible, rows, asked, least, but)
 
 
-def _first_free(pool, eligible, rows, asked, least):
-    free = [name for name in pool.nodes if name in eligible and name not in rows]
+def _first_free(pool, eligible, rows, asked, least, but):
+    free = [name for name in pool.nodes if name in eligible and name not in rows and name not in but]
     if len(free) < least:
         raise NotEnoughFree(f"pool {pool.name}: {len(free)} of {len(eligible)} names free, {least} asked for")
     if (room := pool.room([row["state"] for row in rows.values() if row["pool"] == pool.name])) < least:

@@ -205,6 +205,17 @@ class Inventory:
     saved: dict[str, int] = field(default_factory=dict)  # bytes of the state files on disk, by the machine's name
     silent: dict[str, str] = field(default_factory=dict)  # hosts that did not answer, and why
     strays: frozenset[str] = frozenset()  # names of which there are volumes with our mark, and no machine or memory
+    others: frozenset[str] = frozenset()  # names of machines that are not ours, where two can't have the same
+
+    @property
+    def taken(self):
+        """By name, what keeps a machine of this name from being made."""
+        return (
+            dict.fromkeys(self.strays, "volumes of a machine")
+            | dict.fromkeys(self.saved, "a state file")
+            | dict.fromkeys(self.others, "a machine that is not this cluster's")
+            | {machine.name: f"a machine on {machine.host}" for machine in self.machines}
+        )
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Metrics:
     def _reconcile(self):
         last = reconciling.last(self._controller)
         differs = GaugeMetricFamily("saltmarsh_differences", "What differs, by what mends it.", labels=["repair"])
-        for repair, count in Counter(each.finding.repair for each in last.seen).items():
+        for repair, count in Counter(each.finding.repair for each in last.told).items():
             differs.add_metric([repair.name.lower() if repair else "none"], count)
         at = GaugeMetricFamily("saltmarsh_reconcile_timestamp_seconds", "When reconcile last looked.", value=last.at)
         took = GaugeMetricFamily("saltmarsh_reconcile_seconds", "How long its last look took.", value=last.seconds)

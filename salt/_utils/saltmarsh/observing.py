@@ -35,9 +35,10 @@ class Snapshot:
     machines: dict[str, list[Seen]] = field(init=False, compare=False)  # by name
     saved: dict[str, int] = field(init=False, compare=False)  # as in Inventory
     strays: frozenset[str] = field(init=False, compare=False)  # as in Inventory
+    taken: dict[str, str] = field(init=False, compare=False)  # as in Inventory
 
     def __post_init__(self):
-        machines, saved, strays = {}, {}, set()
+        machines, saved, strays, taken = {}, {}, set(), {}
         for inventory in self.providers.values():
             if isinstance(inventory, Inventory):
                 for machine in inventory.machines:
@@ -46,9 +47,11 @@ class Snapshot:
                         seen.append(machine)
                 saved |= inventory.saved
                 strays |= inventory.strays
+                taken |= inventory.taken
         object.__setattr__(self, "machines", machines)
         object.__setattr__(self, "saved", saved)
         object.__setattr__(self, "strays", frozenset(strays - machines.keys() - saved.keys()))
+        object.__setattr__(self, "taken", taken)
 
     def doubt(self, pool, host=None):
         """
@@ -132,6 +135,7 @@ def _inventory(controller, pool):
         saved={name: size for each in inventories for name, size in each.saved.items()},
         silent={host: why for each in inventories for host, why in each.silent.items()},
         strays=frozenset().union(*(each.strays for each in inventories)),
+        others=frozenset().union(*(each.others for each in inventories)),
     )
 
 

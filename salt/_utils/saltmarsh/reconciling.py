@@ -29,6 +29,10 @@ class Seen:
     finding: Finding
     since: float
 
+    def told(self, at):
+        """Whether it has lasted long enough to speak of."""
+        return at - self.since >= self.finding.patience
+
     def due(self, at, grace):
         """Whether it may be mended now."""
         return self.finding.repair is not None and (self.finding.repair not in PATIENT or at - self.since >= grace)
@@ -42,6 +46,11 @@ class Look:
     seconds: float = 0.0  # how long it took
     seen: tuple[Seen, ...] = ()
     suspended: dict[tuple[str, str], int] = field(default_factory=dict)  # bytes on disk, by pool and host
+
+    @property
+    def told(self):
+        """What of it is worth telling."""
+        return tuple(each for each in self.seen if each.told(self.at))
 
 
 def reconcile(controller, *, grace=GRACE, test=False, begin=None, say=log.info):
@@ -66,7 +75,7 @@ def reconcile(controller, *, grace=GRACE, test=False, begin=None, say=log.info):
         look = Look(snapshot.at, time.monotonic() - began, seen, _suspended(snapshot, before.suspended))
         _write(controller, look)
         _mend(controller, snapshot, [each.finding for each in seen if each in due], begin, say)
-    return [(each, each in due) for each in seen]
+    return [(each, each in due) for each in seen if each.told(snapshot.at)]
 
 
 def answer_slurm(controller, *, begin=None, say=log.info):
@@ -92,10 +101,8 @@ def last(controller):
     try:
         kept = json.loads(_file(controller).read_text())
         seen = [
-            Seen(
-                Finding(row["subject"], row["why"], row["repair"] and Repair(row["repair"]), row["pool"]), row["since"]
-            )
-            for row in kept["seen"]
+            Seen(Finding(**row | {"repair": row["repair"] and Repair(row["repair"])}), since)
+            for row, since in kept["seen"]
         ]
         suspended = {(pool, host): size for pool, host, size in kept["suspended"]}
         return Look(kept["at"], kept["seconds"], tuple(seen), suspended)
@@ -206,7 +213,7 @@ def _key(finding):
 def _write(controller, look):
     path = _file(controller)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    rows = [vars(each.finding) | {"since": each.since} for each in look.seen]
+    rows = [[vars(each.finding), each.since] for each in look.seen]
     suspended = [[*where, size] for where, size in look.suspended.items()]
     new.write_text(json.dumps({"at": look.at, "seconds": look.seconds, "seen": rows, "suspended": suspended}))
     new.replace(path)

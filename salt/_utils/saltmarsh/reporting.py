@@ -35,7 +35,7 @@ def status(controller, names=None):
     ready = {name for name in wanted if name in nodes and nodes[name].state is State.READY}
     in_slurm, trouble = _in_slurm(controller, wanted, ready)
     memory = _memory(controller, [node for node in nodes.values() if node.state is State.SUSPENDED])
-    for each in reconciling.last(controller).seen:
+    for each in reconciling.last(controller).told:
         words = trouble.setdefault(each.finding.subject, [])
         words[:] = [
             *(word for word in words if word != each.finding.why),

@@ -50,6 +50,8 @@ def create(vm_):
     host = vm_.get("host") or __opts__["providers"][alias]["stub"]["hosts"][0]
     _see(host)
     _show("create", name)
+    if (_store() / "others" / name).exists():
+        raise SaltCloudExecutionFailure(f"{host} already has a domain {name}")
     if (_store() / "volumes" / name).exists():
         raise SaltCloudExecutionFailure(
             f"{host}: storage pool nodes has {name}.lab.qcow2, but there is no domain {name}"
@@ -73,7 +75,8 @@ def create(vm_):
 def destroy(name, call=None, host=None):
     if call == "function":
         raise SaltCloudSystemExit("destroy is for machines")
-    hosts = [host] if host else get_configured_provider()["hosts"]
+    configured = get_configured_provider()["hosts"]
+    hosts = [host] if host in configured else configured
     for each in hosts:
         _see(each)
     _show("destroy", name)
@@ -123,6 +126,7 @@ def inventory(call=None):
         "saved": {path.name.partition(".")[0]: path.stat().st_size for path in (_store() / "states").glob("*.state")},
         "silent": silent,
         "strays": {path.name for path in (_store() / "volumes").iterdir()},
+        "others": {path.name for path in (_store() / "others").iterdir()},
     }
 
 
