@@ -36,7 +36,8 @@ bench: $(READY) ## print the table of ratios
 bench-suspend: $(READY) ## print the table of pause, suspend, checkpoint, snapshot and stop
 	@bench/suspend_table.py
 
-bench-openstack: $(READY) ## print the table of 50 servers by our driver and by bare openstacksdk
+bench-openstack: $(READY) ## print the tables of a server that steps aside, and of 50 servers by our driver and by bare openstacksdk
+	@.venv/bin/python -B bench/openstack_actions.py
 	@.venv/bin/python -B bench/openstack_table.py
 
 soak: $(READY) ## live through an hour at random (SEED=) in some minutes; then all must agree

@@ -16,7 +16,8 @@ base:
     - slurm
     - roles.host
     - secret
-  'vn*':
+  'vn* or cn*':
+    - match: compound
     - ignore_missing: True
     - site
     - roles.node

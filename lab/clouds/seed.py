@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 """What a new cloud needs before anybody can use it: users, endpoints, flavors, a network, an image (inside)."""
 
+import socket
+import subprocess
 import sys
 import time
 
@@ -9,6 +11,7 @@ from keystoneauth1.exceptions import ClientException
 
 ADDRESS, PASSWORD = "@ADDRESS@", "@PASSWORD@"
 PROJECT = "cluster"
+GUEST = "/guest"  # where the golden image is
 SERVICES = {
     "nova": ("compute", 8774, "/v2.1"),
     "glance": ("image", 9292, ""),
@@ -85,10 +88,36 @@ def resources():
         enable_dhcp=False,
         allocation_pools=[{"start": "10.77.0.240", "end": "10.77.0.249"}],
     )
-    cloud.image.create_image(
-        name="node", disk_format="raw", container_format="bare", visibility="public", data=bytes(65536), wait=True
+    # For the fake computes alone: a compute that boots real guests doesn't take it.
+    _image("node", "raw", data=bytes(65536), img_hv_type="fake")
+
+
+def guests():
+    """A zone of the compute that boots real guests, and the golden image with the kernel that boots it."""
+    cloud = connect()
+    while not list(cloud.placement.resource_providers(name=socket.gethostname())):
+        time.sleep(0.5)
+    subprocess.run(["nova-manage", "cell_v2", "discover_hosts"], check=True)
+    cloud.compute.add_host_to_aggregate(cloud.compute.create_aggregate(name="real", availability_zone="real"), "real")
+    cloud.compute.create_flavor(name="m1.guest", vcpus=1, ram=512, disk=4)
+    _image(
+        "golden",
+        "qcow2",
+        filename=f"{GUEST}/node.qcow2",
+        kernel_id=_image("golden-kernel", "aki", "aki", filename=f"{GUEST}/vmlinux").id,
+        ramdisk_id=_image("golden-initrd", "ari", "ari", filename=f"{GUEST}/initrd.img").id,
+        os_command_line="root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0",
+        hw_cdrom_bus="scsi",
+        hw_scsi_model="virtio-scsi",
+        hw_rng_model="virtio",
+    )
+
+
+def _image(name, disk_format, container_format="bare", **given):
+    return connect().image.create_image(
+        name=name, disk_format=disk_format, container_format=container_format, visibility="public", wait=True, **given
     )
 
 
 if __name__ == "__main__":
-    {"identity": identity, "resources": resources}[sys.argv[1]]()
+    {"identity": identity, "resources": resources, "guests": guests}[sys.argv[1]]()

@@ -17,6 +17,8 @@ for service; do
     neutron) run neutron "${uwsgi[@]}" --http-socket :9696 --wsgi-file /usr/bin/neutron-api --processes 1 \
         --paste config:/etc/neutron/api-paste.ini ;;
     nova-api) run nova-api "${uwsgi[@]}" --http-socket :8774 --wsgi-file /usr/bin/nova-api-wsgi --processes 2 ;;
+    libvirt) run virtlogd virtlogd; run libvirtd libvirtd ;;
+    nova-compute-real) run "$service" nova-compute --config-file /etc/nova/real.conf ;;
     nova-*) run "$service" "$service" --config-file /etc/nova/nova.conf ;;
     esac
 done

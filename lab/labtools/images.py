@@ -20,6 +20,7 @@ MODULES = CHECKOUT / "salt"
 MACHINE_PACKAGES = CHECKOUT / "lab/packages-machine"
 NODE_PACKAGES = CHECKOUT / "image/packages"
 NODE_FILES = CHECKOUT / "image/rootfs"
+CLOUD_INIT = CHECKOUT / "image/cloud-init"  # beside that, for clouds
 MINION_UNIT = NODE_FILES / "etc/systemd/system/salt-minion.service"
 REQUIREMENTS = CHECKOUT / "requirements/runtime.txt"
 PICTURES = CHECKOUT / "requirements/timeline.txt"  # the same and more, which nodes do without
@@ -50,7 +51,7 @@ def machine_root():
         if partial:
             venv = salt_venv()
             with step("build the machines' root file system"):
-                _debootstrap(MACHINE_PACKAGES, partial)
+                _debootstrap([MACHINE_PACKAGES], partial)
                 _put_venv(venv, partial)
                 _pip_install(partial, PICTURES)
                 shutil.copy(MINION_UNIT, partial / "etc/systemd/system")
@@ -75,21 +76,28 @@ def salt_venv():
     return final
 
 
-def node_image():
-    """Directory with node.qcow2, vmlinux and initrd.img of the golden image, built if need be."""
-    recipe = [path for path in sorted(NODE_FILES.rglob("*")) if path.is_file()]
-    recipe += [NODE_PACKAGES, REQUIREMENTS, CHECKOUT / "image/initrd-init", Path(__file__), *library.files(MODULES)]
+def node_image(cloud_init=False):
+    """
+    Directory with node.qcow2, vmlinux and initrd.img of the golden image, built if need be.
+
+    :param bool cloud_init: that of clouds, which takes its identity from a config drive
+    """
+    trees = [NODE_FILES, *([CLOUD_INIT / "rootfs"] if cloud_init else ())]
+    package_files = [NODE_PACKAGES, *([CLOUD_INIT / "packages"] if cloud_init else ())]
+    recipe = [path for tree in trees for path in sorted(tree.rglob("*")) if path.is_file()]
+    recipe += [*package_files, REQUIREMENTS, CHECKOUT / "image/initrd-init", Path(__file__), *library.files(MODULES)]
     key = make_key(*recipe, text=SUITE)
     with cached(f"node-{key}") as (final, partial):
         if partial:
             venv = salt_venv()
-            packages = _cached_node_packages()
+            packages = _cached_node_packages(package_files)
             root = partial.with_suffix(".root")
             shutil.rmtree(root, ignore_errors=True)
-            with step("build the golden image"):
+            with step(f"build the golden image{' with cloud-init' if cloud_init else ''}"):
                 run("cp", "-a", "--reflink=auto", packages, root)
                 _put_venv(venv, root)
-                run("cp", "-a", "--no-preserve=ownership", f"{NODE_FILES}/.", root)
+                for tree in trees:
+                    run("cp", "-a", "--no-preserve=ownership", f"{tree}/.", root)
                 _put_library(root)
                 run("chroot", root, "sh", "-e", "/usr/lib/saltmarsh/finish-image")
                 partial.mkdir()
@@ -108,12 +116,12 @@ def clean():
                 run("rm", "-rf", "--one-file-system", entry)
 
 
-def _cached_node_packages():
-    key = make_key(NODE_PACKAGES, text=SUITE)
+def _cached_node_packages(package_files):
+    key = make_key(*package_files, text=SUITE)
     with cached(f"node-packages-{key}") as (final, partial):
         if partial:
             with step("install the golden image's packages"):
-                _debootstrap(NODE_PACKAGES, partial)
+                _debootstrap(package_files, partial)
     return final
 
 
@@ -151,8 +159,8 @@ def mmdebstrap(packages):
     ]  # fmt: skip
 
 
-def _debootstrap(package_file, target):
-    run(*mmdebstrap(package_file.read_text().split()), target)
+def _debootstrap(package_files, target):
+    run(*mmdebstrap([package for path in package_files for package in path.read_text().split()]), target)
 
 
 def _pip_install(root, requirements):

@@ -191,12 +191,12 @@ def _set_up(cloud, packages):
         target.chmod(source.stat().st_mode)
     network.attach(cloud.namespace, cloud.name)
     _start(cloud)
-    _call(cloud, "/cfg/setup.sh", seconds=SETUP_SECONDS)
-    _call(cloud, "/cfg/services.sh", "nova-compute")
-    _call(cloud, "/cfg/seed.py", "resources", seconds=READY_SECONDS)
-    _call(cloud, "python3", "-c", _PROVE, seconds=READY_SECONDS)
-    _call(cloud, "nova-manage", "cell_v2", "discover_hosts")
-    _call(cloud, "python3", "-c", _THROW_AWAY, seconds=READY_SECONDS)
+    call(cloud, "/cfg/setup.sh", seconds=SETUP_SECONDS)
+    call(cloud, "/cfg/services.sh", "nova-compute")
+    call(cloud, "/cfg/seed.py", "resources", seconds=READY_SECONDS)
+    call(cloud, "python3", "-c", _PROVE, seconds=READY_SECONDS)
+    call(cloud, "nova-manage", "cell_v2", "discover_hosts")
+    call(cloud, "python3", "-c", _THROW_AWAY, seconds=READY_SECONDS)
 
 
 def _start(cloud):
@@ -268,7 +268,8 @@ def _entry(cloud, argv):
     return ["nsenter", "--target", str(pid), *namespaces, "--wdns=/root", "--", *map(str, argv)]
 
 
-def _call(cloud, *argv, seconds=60):
+def call(cloud, *argv, seconds=60):
+    """Run a command inside a cloud, its output to the log; StepFailed if it fails or takes longer."""
     path = LOG / f"{cloud.name}-setup.log"
     begun = time.monotonic()
     with path.open("ab") as log:

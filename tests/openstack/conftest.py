@@ -1,4 +1,4 @@
-"""Two real OpenStack clouds, up for the whole session, and salt-cloud with the shipped providers and profiles."""
+"""Two real OpenStack clouds and the lab, up for the whole session, and salt-cloud with what is shipped for it."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import openstack
 import pytest
 import salt.utils.yaml
+from hands import lab  # noqa: F401 (a fixture)
 from neighbours.minions import Minions
 from neighbours.slurm import Slurm
 from neighbours.vmstate import Munge
@@ -61,10 +62,10 @@ def clouds(checkout):
         pytest.fail(f"lab/openstack up: exit status {up.returncode}\n{up.stdout}{up.stderr}", pytrace=False)
     sys.path.insert(0, str(checkout / "lab"))
     from labtools import network
-    from labtools import openstack as lab
+    from labtools import openstack as box
 
-    with network.entered(lab.reach()):
-        yield {name: OneCloud(name, lab.auth(cloud, "admin", "admin")) for name, cloud in lab.CLOUDS.items()}
+    with network.entered(box.reach()):
+        yield {name: OneCloud(name, box.auth(cloud, "admin", "admin")) for name, cloud in box.CLOUDS.items()}
     if not was_up:
         subprocess.run([script, "down"], check=True, capture_output=True, timeout=300)
 
