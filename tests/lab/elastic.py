@@ -138,3 +138,15 @@ def site_pillar(lab, **more):
         yield
     finally:
         lab.exec("ctl", "python3", "-c", _WRITE, SITE_PILLAR, before)
+
+
+@contextmanager
+def powered_off(lab, machine):
+    """A machine is off until the end of the block; then it boots and gets its highstate."""
+    lab.exec(machine, "systemctl", "poweroff", "--force", "--force", check=False)
+    wait_for(lambda: lab.exec(machine, "true", check=False).returncode != 0, 60, f"{machine} is off")
+    try:
+        yield
+    finally:
+        up = lab.run("up", timeout=300)
+        assert up.returncode == 0, up.stdout + up.stderr

@@ -58,13 +58,18 @@ class Count:
     at: int  # seconds since the epoch, by the node's clock
 
 
-def submit(lab, script, *options):
-    """Submit a script as an ordinary user; returns the job's id once it runs."""
+def sbatch(lab, script, *options):
+    """Submit a script as an ordinary user; returns the job's id at once."""
     lab.exec("ctl", "sh", "-c", 'printf %s "$1" > /srv/export/shared/job.sh', "sh", script)
     said = lab.exec(
         "ctl", "runuser", "-u", "alice", "--", "sbatch", "--parsable", "--chdir=/shared", *options, "/shared/job.sh"
     )
-    number = int(said.stdout)
+    return int(said.stdout)
+
+
+def submit(lab, script, *options):
+    """As :func:`sbatch`; returns once the job runs."""
+    number = sbatch(lab, script, *options)
     wait_for(lambda: job(lab, number)["job_state"] == ["RUNNING"], 60, f"job {number} runs")
     return number
 

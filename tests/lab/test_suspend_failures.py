@@ -11,6 +11,7 @@ from elastic import (
     elastic,
     have,
     must,
+    powered_off,
     said,
     salt_call,
     signal_owner,
@@ -70,18 +71,6 @@ def writing(lab):
         yield suspending
     finally:
         lab.exec(host, "rm", "-f", HOLD)
-
-
-@contextmanager
-def powered_off(lab, machine):
-    """A machine is off until the end of the block; then it boots and gets its highstate."""
-    lab.exec(machine, "systemctl", "poweroff", "--force", "--force", check=False)
-    wait_for(lambda: lab.exec(machine, "true", check=False).returncode != 0, 60, f"{machine} is off")
-    try:
-        yield
-    finally:
-        up = lab.run("up", timeout=300)
-        assert up.returncode == 0, up.stdout + up.stderr
 
 
 def host_of(lab):
