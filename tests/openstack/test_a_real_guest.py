@@ -6,11 +6,12 @@ is in their network, which leads nowhere else.
 """
 
 import subprocess
+import time
 
 import pytest
-from elastic import must, salt_call, site_pillar, slurm_node
-from jobs import cancel, state_of, submit_counter
-from saltcloud import wait_for
+from elastic import must, remains, salt_call, site_pillar, slurm_node
+from jobs import assert_unbroken, cancel, counted, job, longest_gap, state_of, submit_counter, wait_counts
+from saltcloud import ask, wait_for
 
 NODE, ADDRESS = "cn101", "10.77.0.201"
 POOL = {
@@ -24,6 +25,8 @@ POOL = {
     "features": ["vm", "cloud"],
     "limits": {"boot_timeout": 300},
 }
+AWAY = 15  # seconds
+EXACT = 1  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,27 @@ def test_a_guest_joins_by_its_config_drive_and_runs_a_job(lab, cloud, counter):
     assert slurm_node(lab, NODE)[2] == ADDRESS
     assert cloud.servers()[NODE].compute_host == "real"
     assert state_of(lab, counter) == "RUNNING"
+
+
+def test_a_job_goes_on_after_nova_suspend_in_the_same_boot_with_the_clock_right(lab, cloud, counter):
+    must(lab, "suspend", NODE, "reason=a test")
+    assert cloud.servers()[NODE].status == "SUSPENDED"
+    assert state_of(lab, counter) == "SUSPENDED"
+    before = counted(lab, str(counter))
+    wait_for(lambda: time.time() > before[-1].at + AWAY, 2 * AWAY, "the node has been away for a while")
+    must(lab, "resume", NODE)
+    wait_counts(lab, str(counter), 3)
+    counts = counted(lab, str(counter))
+    assert longest_gap(counts) >= AWAY  # by its own clock, which stood still meanwhile
+    asked = time.time()
+    assert asked - EXACT < float(ask(lab, NODE, "date +%s.%N")) < time.time() + EXACT
+    assert_unbroken(counts)
+    assert (state_of(lab, counter), job(lab, counter)["restart_cnt"]) == ("RUNNING", 0)
+
+
+def test_shrink_leaves_nothing_of_a_guest(lab, cloud, node):
+    must(lab, "shrink", node)
+    assert must(lab, "status", node)[node]["state"] == "free"
+    assert remains(lab, node) == []
+    assert cloud.left() == (0, 0)
+    assert must(lab, "reconcile", "test=True") == {}
