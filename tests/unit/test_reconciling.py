@@ -122,6 +122,15 @@ def test_a_grace_time_in_which_nobody_looked_does_not_count(controller, provider
     assert states(controller)["osg1"] is State.READY
 
 
+def test_an_administrator_who_does_not_wait_begins_no_grace_time_anew(controller, provider, clock):
+    provider.add("web1")
+    began = clock.now
+    reconcile(controller, grace=60)
+    clock.pass_(30)
+    reconcile(controller, grace=0)
+    assert [each.since for each in reconciling.last(controller).seen] == [began]
+
+
 def test_a_machine_that_nobody_has_is_removed_after_the_grace_time(controller, provider, clock):
     provider.add("osg3")
     provider.keys.joinpath("osg3").touch()

@@ -185,7 +185,8 @@ def _mend(controller, snapshot, findings, begin, say):
 
 def _since(snapshot, findings, grace, before):
     """Findings with since when they have been there: those of the last look, if that is not long ago."""
-    recent = snapshot.at - before.at <= grace
+    # An administrator who will not wait (0) begins no other's wait anew.
+    recent = snapshot.at - before.at <= (grace or GRACE)
     known = {_key(each.finding): each for each in before.seen} if recent else {}
     return tuple(
         Seen(finding, known[_key(finding)].since if _key(finding) in known else snapshot.at) for finding in findings
