@@ -36,6 +36,7 @@ def up():
             salt.start_minion(machine)
     with step("highstate of ctl"):
         salt.highstate(CTL)
+        salt.refresh_pillar(CTL)
     with step("highstate of hv1, hv2"):
         salt.highstate(*HOSTS)
 

@@ -42,6 +42,9 @@ NEVER_IN_A_CONTAINER = {
 
 def prepare(machine: Machine, base: Path):
     """Mount the machine's root file system and write what it needs to boot: name and network. No services."""
+    supervisor = _supervisor(machine)
+    if supervisor is not None and not _gone_within(supervisor, 20):  # it has just been powered off from inside
+        raise StepFailed(f"{machine.name} neither runs nor ends (process {supervisor})")
     directory = machine.root.parent
     for part in ("upper", "work", "root"):
         (directory / part).mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,11 @@ def highstate(*machines):
         raise StepFailed(f"highstate of {', '.join(failed)} failed (log: {logs})")
 
 
+def refresh_pillar(machine):
+    """Let a machine's minion read its pillar anew, with the certificate policies in it."""
+    _call(machine, "salt-call", "--log-level=warning", "saltutil.refresh_pillar", "wait=True")
+
+
 def _spawn(machine, argv):
     with (LOG / f"{machine.name}-highstate.log").open("ab") as log:
         return subprocess.Popen(

@@ -144,7 +144,8 @@ def site_pillar(lab, **more):
 def powered_off(lab, machine):
     """A machine is off until the end of the block; then it boots and gets its highstate."""
     lab.exec(machine, "systemctl", "poweroff", "--force", "--force", check=False)
-    wait_for(lambda: lab.exec(machine, "true", check=False).returncode != 0, 60, f"{machine} is off")
+    off = f"{machine} is not running"  # one that is just ending runs no command, either
+    wait_for(lambda: lab.exec(machine, "true", check=False).stderr.startswith(off), 60, f"{machine} is off")
     try:
         yield
     finally:
