@@ -117,11 +117,11 @@ def _taken_for_here(controller, nodes):
 
 def _tell_away(controller, nodes):
     names = [node.name for node in nodes]
-    # First: a node that registers without a job that Slurm has running there would cost the job.
+    # First: an order to stop that is on its way to a node which is away would reach it when it is back, and at work.
+    stand_in(controller, names)
     controller.slurm.suspend_jobs(sorted({job.handle for job in _running(controller, names)}))
     for text in {node.reason for node in nodes}:
         controller.slurm.drain([node.name for node in nodes if node.reason == text], text)
-    stand_in(controller, names)
 
 
 def _taken_for_away(controller, nodes):

@@ -279,3 +279,19 @@ def test_jobs_that_have_ended_stand_in_nobody_s_way_and_jobs_that_wait_do(grown)
     for again in range(2):
         slurm.resume_jobs([ended.handle, "999999", running.handle], 20)
         assert grown.job(running.id).states == {"RUNNING"}, again
+
+
+def test_a_job_of_a_node_that_is_away_is_suspended_without_a_word_to_the_node(grown):
+    """As for a slurmctld that has forgotten it: an order under way would stop the job again when it has gone on."""
+    job = run_job(grown)
+    grown.cut("vn001")
+    stand_in("vn001")
+    slurm.suspend_jobs([job.handle])
+    slurm.drain("vn001", "suspended")
+    bring_back(grown)
+    slurm.resume_jobs([job.handle], 20)
+    grown.cut("vn002")
+    wait_until(lambda: is_down("vn002"), 60)
+    assert processes(grown, "vn001") == {"running"}
+    assert grown.job(job.id).states == {"RUNNING"}
+    grown.counts_on(job.id)
