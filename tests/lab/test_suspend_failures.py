@@ -157,6 +157,8 @@ def test_a_job_survives_a_reboot_of_the_controller(lab, away):
 def test_a_slurmctld_that_was_killed_is_told_what_it_has_forgotten(lab, counter):
     """Its disk is as it was before the suspend: what it knew later it had not written yet."""
     begun = job(lab, counter)["start_time"]["number"]
+    # Changed once more: what is written in the second of the beginning may have been written before it.
+    lab.exec("ctl", "scontrol", "update", f"jobid={counter}", "comment=begun")
     written = ("stat", "-c", "%Y", f"{SLURM}/job_state")
     wait_for(lambda: int(lab.exec("ctl", *written).stdout) > begun, 60, "slurmctld has written that the job runs")
     lab.exec("ctl", "cp", "-a", SLURM, "/root/before")
