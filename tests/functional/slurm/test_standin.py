@@ -109,6 +109,7 @@ def assert_held_until(condition, cluster, job, *names, seconds=60):
         assert time.monotonic() < end, f"it did not come true within {seconds} s"
         assert_held(cluster, job, *names)
         time.sleep(0.3)
+    wait_until(lambda: all(node.registered for node in slurm.nodes(names).values()), TIMEOUT)
     assert_held(cluster, job, *names)
 
 
