@@ -384,6 +384,23 @@ def test_threads_share_a_ledger(ledger, pool):
     assert sorted(claimed) == list(pool.nodes[:12])
 
 
+def test_closing_a_ledger_waits_for_the_thread_that_reads_it(path, bring):
+    bring("vn[001-012]", State.READY)
+
+    def read(ledger, begun):
+        while ledger.nodes():
+            begun.set()
+
+    for _ in range(20):
+        ledger, begun = Ledger(path), threading.Event()
+        with ThreadPoolExecutor() as threads:
+            reading = threads.submit(read, ledger, begun)
+            begun.wait()
+            ledger.close()
+            with pytest.raises(LedgerError, match="closed database"):
+                reading.result()
+
+
 def test_a_ledger_of_a_newer_version_is_refused(path):
     Ledger(path).close()
     alter(path, "PRAGMA user_version = 2")

@@ -52,8 +52,9 @@ class Ledger:
         self.close()
 
     def close(self):
-        """Close the file; the ledger can't be used any more."""
-        self._database.close()
+        """Close the file, once no thread reads or writes it; the ledger can't be used any more."""
+        with self._lock:
+            self._database.close()
 
     def claim(self, verb, pool, *, count=None, names=None, minimum=None, but=(), reason=""):
         """

@@ -108,7 +108,8 @@ def errors_in_one_line(path):
     try:
         yield
     except sqlite3.DatabaseError as err:
-        remedy = _REMEDIES.get(err.sqlite_errorcode & 0xFF)  # the low byte of an extended result code
+        code = getattr(err, "sqlite_errorcode", 0)  # that of a closed file has none
+        remedy = _REMEDIES.get(code & 0xFF)  # the low byte of an extended result code
         raise LedgerError(f"ledger {path}: {err}{remedy and f'; {remedy}' or ''}") from err
     except OSError as err:
         raise LedgerError(f"ledger {path}: {err.strerror}; its directory must be the master's user's") from err
