@@ -26,7 +26,7 @@ LOW = 30  # seconds of work in each job of low priority
 SUPPLY = 12  # more of them than there is time for
 PATIENCE = 900
 SHARED = STATE / "export/shared"
-NOW = "date +%s.%N"
+NOW = "date +%%s.%%N"  # in a template
 URGENT_SCRIPT = f"{NOW} > /shared/urgent-$SLURM_JOB_ID; sleep %s; {NOW} >> /shared/urgent-$SLURM_JOB_ID"
 LOW_SCRIPT = (
     "exec > /shared/low-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}; "
