@@ -40,8 +40,9 @@ bench-openstack: $(READY) ## print the tables of a server that steps aside, and 
 	@.venv/bin/python -B bench/openstack_actions.py
 	@.venv/bin/python -B bench/openstack_table.py
 
-soak: $(READY) ## live through an hour at random (SEED=) in some minutes; then all must agree
+soak: $(READY) ## live through an hour at random (SEED=) in some minutes, then 20 minutes (MINUTES=) in the lab; all must agree
 	@.venv/bin/pytest -s tests/unit/soak.py
+	@.venv/bin/pytest -s tests/lab/soak.py
 
 image: python ## build the golden image
 	@lab/lab image
