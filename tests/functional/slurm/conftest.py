@@ -78,15 +78,12 @@ class Machine:
 
     def processes(self, *names):
         """Ids of the machine's processes (of these names), nodes included: nothing in it leaves its IPC namespace."""
-        ours = os.readlink(f"/proc/{self._process.pid}/ns/ipc")
-        assert ours != os.readlink("/proc/self/ns/ipc")
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended, or is none of ours
-                ours_too = os.readlink(process / "ns/ipc") == ours
-                if ours_too and (not names or (process / "comm").read_text().strip() in names):
-                    found.append(int(process.name))
-        return found
+        assert not self._shares("ipc", "self")
+        return [
+            int(process.name)
+            for process in Path("/proc").glob("[0-9]*")
+            if self._shares("ipc", process.name) and (not names or comm(process.name) in names)
+        ]
 
     def enter(self, *argv):
         """The command line that runs a command in the machine."""
@@ -134,9 +131,12 @@ class Machine:
 
     def standin_processes(self):
         """Ids of the stand-in's processes: the only slurmd in the controller's own network."""
-        ours = os.readlink(f"/proc/{self._process.pid}/ns/net")
         slurmds = self.processes("slurmd", "slurmd-wlm")  # the latter once it has reconfigured itself
-        return [pid for pid in slurmds if os.readlink(f"/proc/{pid}/ns/net") == ours]
+        return [pid for pid in slurmds if self._shares("net", pid)]
+
+    def _shares(self, kind, pid):
+        """Whether a process is in the same namespace as the machine's first one, which must be there."""
+        return namespace(kind, pid) == os.readlink(f"/proc/{self._process.pid}/ns/{kind}")
 
     def stop_standin(self):
         """Stop the stand-in as the service manager does."""
@@ -205,6 +205,20 @@ def write_config(machine, pillar):
     """Put the configuration that follows from pillar in place, as for a slurmctld that does not run."""
     files = slurmconf.render(pillar)
     slurmpush.write(files | slurmconf.for_standin(files), machine.config)
+
+
+def namespace(kind, pid):
+    """Which one a process is in; empty if it has ended."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    return ""
+
+
+def comm(pid):
+    """The command name of a process; empty if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def send(number, pids):

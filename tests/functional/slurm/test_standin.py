@@ -82,7 +82,7 @@ def processes(cluster, name):
     for pid in cluster.run("ip", "netns", "pids", name).split():
         try:
             comm, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
         if not comm.startswith("slurmd") and comm != "slurmstepd":
             found.add("T" if rest.split()[0] == "T" else "running")
