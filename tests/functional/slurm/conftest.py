@@ -208,8 +208,8 @@ def write_config(machine, pillar):
 
 
 def namespace(kind, pid):
-    """Which one a process is in; empty if it has ended."""
-    with contextlib.suppress(FileNotFoundError):
+    """Which one a process is in; empty if it has ended, or we may not know."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         return os.readlink(f"/proc/{pid}/ns/{kind}")
     return ""
 
