@@ -56,7 +56,7 @@ def measure():
     cluster.up()
     host, name = HOSTS[0].name, "vn001"
     with clean(), without(HOSTS[1].name):
-        seconds = {"idle host": statistics.median(urgent(host) for _ in range(ROUNDS))}
+        seconds = {"idle host": statistics.median(urgent_delay(host) for _ in range(ROUNDS))}
         low = submit("lease", LOW_SCRIPT % 3600, "--requeue", "--exclusive")
         seconds["job killed"] = statistics.median(urgent_where_works(host, low) for _ in range(ROUNDS))
         cancel_all()
@@ -105,13 +105,14 @@ def one_day(jobs, partition=None, *options):
         asked = time.time()
         submitted[submit("metal", URGENT_SCRIPT % f"{seconds:.1f}", "--exclusive")] = asked
     time.sleep(max(0.0, begun + DAY - time.time()))
+    at_work = {int(number) for number in read(CTL, "squeue", "-h", "-t", "R,S", "-o", "%A", "--user=alice").split()}
     cancel_all()
-    low = low if partition else []
     kept, thrown = [], []
-    for number in low:
-        *lost, last = sorted(runs([number])) or [None]
+    for number in low if partition else []:
+        *lost, last = runs([number]) or [None]
         thrown += lost
-        kept += [last] if last else []
+        if last:
+            (kept if number in at_work or "done" in last.read_text() else thrown).append(last)
 
     def within(paths):
         return sum(begun <= at <= begun + DAY for path in paths for at in stamps(path))
@@ -132,15 +133,21 @@ def one_day(jobs, partition=None, *options):
 
 
 def urgent(host, seconds=1):
-    """Submit an urgent job and wait for its end; the seconds from sbatch to its beginning."""
+    """Submit an urgent job and wait until it has left its host; when it was submitted, began and ended."""
     asked = time.time()
     number = submit("metal", URGENT_SCRIPT % seconds, f"--nodelist={host}", "--exclusive")
-    wait(lambda: len(stamps(SHARED / f"urgent-{number}")) == 2, f"job {number} has ended")
-    return urgent_times(number)[0] - asked
+    wait(lambda: not read(CTL, "squeue", "-h", "--partition=metal"), f"job {number} has left {host}")
+    return asked, *urgent_times(number)
+
+
+def urgent_delay(host, seconds=1):
+    """Seconds from sbatch to the beginning of an urgent job; returns when it has left its host."""
+    asked, began, _ = urgent(host, seconds)
+    return began - asked
 
 
 def urgent_where_works(host, low):
-    """As :func:`urgent`, on a host whose job works, and is killed; the two minutes until it may start are cut short."""
+    """As :func:`urgent_delay`, on a host whose job is killed; it need not wait for two minutes to start again."""
     before = sum(len(stamps(path)) for path in runs([low]))
 
     def works():
@@ -148,7 +155,7 @@ def urgent_where_works(host, low):
         return sum(len(stamps(path)) for path in runs([low])) > before
 
     wait(works, f"job {low} works")
-    return urgent(host, seconds=3)
+    return urgent_delay(host, seconds=3)
 
 
 def step_aside(host, name, low):
@@ -156,10 +163,8 @@ def step_aside(host, name, low):
     [path] = wait(lambda: runs([low]), f"job {low} works")
     worked = len(stamps(path))
     wait(lambda: len(stamps(path)) > worked + 1, f"job {low} works")
-    asked = time.time()
-    begin = asked + urgent(host)
-    ended = time.time()
-    wait(lambda: (at := stamps(path)) and at[-1] > begin, f"job {low} goes on")
+    asked, began, ended = urgent(host)
+    wait(lambda: stamps(path)[-1] > ended, f"job {low} goes on")
     at = {}
     for row in journal(host, asked):
         for words, part in (
@@ -175,8 +180,8 @@ def step_aside(host, name, low):
         "node: drain": at["stop"] - at["drain"],
         "node: stop the job": at["save"] - at["stop"],
         "node: save": at["rest"] - at["save"],
-        "node: leave, start": begin - at["rest"],
-        "node in all": begin - asked,
+        "node: leave, start": began - at["rest"],
+        "node in all": began - asked,
         "node: back": next(tick for tick in stamps(path) if tick > ended) - ended,
     }
 
@@ -196,7 +201,6 @@ def steps_aside(since):
 def grow(count):
     """So many leases, with their nodes at work."""
     run_salt("elastic.backfill", "start", "pool=virtual", f"target={count}")
-
     wait(lambda: states().count("ready") == count, f"{count} nodes are ready")
 
 
