@@ -41,9 +41,16 @@ def kill_one(lab, dice):
             lab.exec("ctl", "kill", "-KILL", pid, check=False)  # it may have ended just now
         return f"{len(owners)} that held nodes"
     machine, service = dice.choice(SERVICES)
-    lab.exec(machine, "systemctl", "kill", "--signal=KILL", service)
-    lab.exec(machine, "systemctl", "restart", service, timeout=120)
+    killed = main_pid(lab, machine, service)
+    lab.exec(machine, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", service)
+    wait_for(lambda: main_pid(lab, machine, service) not in ("0", killed), 60, f"{service} on {machine} runs again")
     return f"{service} on {machine}"
+
+
+def main_pid(lab, machine, service):
+    """The process id of a service that should run; it is started if it does not. 0 while it can't be."""
+    lab.exec(machine, "systemctl", "start", service, check=False)
+    return lab.exec(machine, "systemctl", "show", "--property=MainPID", "--value", service).stdout.strip()
 
 
 def live(lab, dice, minutes):
@@ -59,7 +66,8 @@ def live(lab, dice, minutes):
         done = said(process, PATIENCE)
         answer = done.answer if done.code else "done"
         print(f"{time.strftime('%T')} {verb} {' '.join(arguments)}{killed}: {answer}", flush=True)
-        assert "Traceback" not in done.progress, done.progress
+        # Salt itself has one where its event bus is gone.
+        assert "/_utils/saltmarsh/" not in done.progress, done.progress
 
 
 def all_agree(lab):
