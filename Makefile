@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 READY := .venv/made
-TIERS ?= unit functional lab
+TIERS ?= unit functional lab openstack
 
 .PHONY: help venv test test-openstack lint demo bench bench-suspend bench-openstack soak image docs lock clean python
 
