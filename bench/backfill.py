@@ -24,12 +24,13 @@ URGENT = 12  # seconds that the mean urgent job takes
 LOAD = 0.5  # of the hosts' time that urgent jobs want
 LOW = 30  # seconds of work in each job of low priority
 SUPPLY = 12  # more of them than there is time for
+CPUS = 2  # of a host (pillar/slurm.sls); a node has one of them, and so has any other job of low priority
 PATIENCE = 900
 SHARED = STATE / "export/shared"
 NOW = "date +%%s.%%N"  # in a template
 URGENT_SCRIPT = f"{NOW} > /shared/urgent-$SLURM_JOB_ID; sleep %s; {NOW} >> /shared/urgent-$SLURM_JOB_ID"
 LOW_SCRIPT = (
-    "exec > /shared/low-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}; "
+    "exec > /shared/low-${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}.${SLURM_RESTART_COUNT:-0}; "
     f"for ((n = 0; n < %s; n++)); do sleep 1; {NOW}; done; echo done"
 )
 
@@ -38,7 +39,7 @@ LOW_SCRIPT = (
 class Day:
     """What came of a day; as :class:`day.Day`, and measured."""
 
-    utilization: float  # share of the hosts' time in which a job did something that was kept
+    utilization: float  # share of the CPUs' time in which a job did something that was kept
     finished: int  # low-priority jobs
     useful: float  # seconds of low-priority work, finished or still kept
     thrown_away: float  # seconds
@@ -78,7 +79,7 @@ def days():
     with clean():
         found = {
             "no backfill": one_day(jobs),
-            "kill and requeue": one_day(jobs, "lease", "--requeue", "--exclusive"),
+            "kill and requeue": one_day(jobs, "lease", "--requeue", "--mem=256"),
         }
         grow(len(HOSTS))
         return found | {"suspend": one_day(jobs, "virtual")}
@@ -93,10 +94,11 @@ def urgent_jobs(seed=1):
 
 
 def one_day(jobs, partition=None, *options):
-    """A day with these urgent jobs, and with a supply of jobs of low priority if they have a partition."""
+    """A day with these urgent jobs, and with a supply of jobs of low priority, as many at a time as there are hosts."""
     clear_files()
-    if partition:
-        low = [submit(partition, LOW_SCRIPT % LOW, *options) for _ in range(SUPPLY)]
+    low = range(1, SUPPLY + 1) if partition else ()
+    if low:
+        submit(partition, LOW_SCRIPT % LOW, f"--array={low[0]}-{low[-1]}%{len(HOSTS)}", *options)
         wait(lambda: sum(bool(stamps(path)) for path in runs(low)) == len(HOSTS), "low-priority jobs work")
     begun = time.time()
     submitted = {}
@@ -105,14 +107,14 @@ def one_day(jobs, partition=None, *options):
         asked = time.time()
         submitted[submit("metal", URGENT_SCRIPT % f"{seconds:.1f}", "--exclusive")] = asked
     time.sleep(max(0.0, begun + DAY - time.time()))
-    at_work = {int(number) for number in read(CTL, "squeue", "-h", "-t", "R,S", "-o", "%A", "--user=alice").split()}
+    at_work = read(CTL, "squeue", "-h", "-t", "R,S", "-o", "%K", "--user=alice").split()
     cancel_all()
     kept, thrown = [], []
-    for number in low if partition else []:
+    for number in low:
         *lost, last = runs([number]) or [None]
         thrown += lost
         if last:
-            (kept if number in at_work or "done" in last.read_text() else thrown).append(last)
+            (kept if f"{number}" in at_work or "done" in last.read_text() else thrown).append(last)
 
     def within(paths):
         return sum(begun <= at <= begun + DAY for path in paths for at in stamps(path))
@@ -123,7 +125,7 @@ def one_day(jobs, partition=None, *options):
         delays.append(min(at, begun + DAY) - asked)
         busy += max(0.0, min(end, begun + DAY) - at)
     return Day(
-        utilization=(busy + within(kept)) / (len(HOSTS) * DAY),
+        utilization=(CPUS * busy + within(kept)) / (CPUS * len(HOSTS) * DAY),
         finished=sum("done" in path.read_text() for path in kept),
         useful=within(kept),
         thrown_away=within(thrown),
