@@ -27,7 +27,7 @@ def states(lab):
 def some_act(lab, dice):
     """A verb that an administrator could ask for now, with its arguments."""
     there = states(lab)
-    acts = [["shrink", OTHER, "timeout=0"] if OTHER in there else ["grow", OTHER]]
+    acts = [["shrink", OTHER] if OTHER in there else ["grow", OTHER]]
     acts += [["suspend", name] for name, state in there.items() if state == "ready"]
     acts += [["resume", name] for name, state in there.items() if state in ("suspended", "failed")]
     return dice.choice(acts)
