@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from elastic import must, remains, salt_call, site_pillar, slurm_node
+from elastic import have, must, remains, salt_call, site_pillar, slurm_node
 from jobs import assert_unbroken, cancel, counted, job, longest_gap, state_of, submit_counter, wait_counts
 from saltcloud import ask, wait_for
 
@@ -31,7 +31,8 @@ EXACT = 1  # seconds
 
 @pytest.fixture(scope="module")
 def cloud(lab, clouds, checkout):
-    """A cloud that boots real guests, and a pool of the lab in it."""
+    """A cloud that boots real guests, and a pool of the lab in it, the only one with nodes."""
+    have(lab)
     for verb in ("up", "guests"):  # the first also tells the controller how to log in
         subprocess.run([checkout / "lab/openstack", verb], check=True, capture_output=True, timeout=300)
     with site_pillar(lab, elastic={"pools": {"guest": POOL}}):
