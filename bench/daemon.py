@@ -21,6 +21,7 @@ from saltmarsh.model import State
 from saltmarsh.observing import observe
 
 SIZES = (100, 1000, 10_000)
+TRIES = 5
 WANTED = 1000
 
 _SPAWN = multiprocessing.get_context("spawn")  # a process that inherits no memory
@@ -73,16 +74,24 @@ def _look(size):
     with tempfile.TemporaryDirectory(prefix="saltmarsh-bench-") as directory:
         controller = _grown(size, Path(directory))
         before = _peak()
-        began = time.process_time()
-        found = reconciling.reconcile(controller)
-        seconds = time.process_time() - began
+        reconcile, found = _least_cpu(lambda: reconciling.reconcile(controller))
         peak = _peak()
         if found:
             raise AssertionError(f"{len(found)} differences where there are none, the first: {found[0]}")
-        began = time.process_time()
-        if len(reporting.status(controller)) != size * 9 // 10:
+        status, told = _least_cpu(lambda: reporting.status(controller))
+        if len(told) != size * 9 // 10:
             raise AssertionError("status does not have every node")
-        return Look(seconds, time.process_time() - began, peak, peak - before)
+        return Look(reconcile, status, peak, peak - before)
+
+
+def _least_cpu(act):
+    """Seconds of CPU of the quickest of several tries, as noise only adds to them; and what the last one returned."""
+    tries = []
+    for _ in range(TRIES):
+        began = time.process_time()
+        answer = act()
+        tries.append(time.process_time() - began)
+    return min(tries), answer
 
 
 def _grown(size, directory):

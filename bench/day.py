@@ -126,21 +126,20 @@ def simulate(policy, hosts, jobs, length):
     return Day((busy + useful) / whole, finished, useful / HOUR, thrown / HOUR, preemptions, 0.0), mean
 
 
-def compare(hosts, away, back, kill, *, load=0.6, mean=0.5 * HOUR, length=4 * HOUR, seed=1):
+def compare(hosts, away, back, *, load=0.6, mean=0.5 * HOUR, length=4 * HOUR, seed=1):
     """
-    The same stream of urgent jobs with each of the three.
+    The same stream of urgent jobs with each of the three; a kill is taken to free a host at once.
 
     :param int hosts: how many
     :param float away: seconds from preemption to a free host, suspended
     :param float back: seconds from a free host to a job that goes on
-    :param float kill: seconds from preemption to a free host, killed
     :returns: days by policy
     :rtype: dict[str, Day]
     """
     jobs = urgent_jobs(hosts, load, mean, seed)
     policies = (
         Policy("no backfill", backfill=False),
-        Policy("kill and requeue", backfill=True, away=kill),
+        Policy("kill and requeue", backfill=True),
         Policy("suspend", backfill=True, keeps=True, away=away, back=back),
     )
     days, least = {}, None
